@@ -43,9 +43,9 @@
 //! # A request
 //!
 //! 1. A connection ([`daemon`]) passes the request to [`api`], which identifies the caller, reads
-//!    the options in its headers and checks the size of the body. The bytes of the body are charged
-//!    to the caller's uid ([`service::Budget`]) before they are read, until the response is
-//!    written.
+//!    the options in its headers, decodes a compressed body and checks its size. The bytes of the
+//!    body are charged to the caller's uid ([`service::Budget`]) before they are read, until the
+//!    response is written.
 //! 2. The dialect converts its JSON into a [`service::EmbedRequest`], whose input is checked when
 //!    it is created. Large bodies are parsed on the blocking pool, where users are scheduled fairly
 //!    ([`service::Permits`]); short ones are parsed at once. Then the dialect calls
@@ -60,7 +60,7 @@
 //!    short.
 //! 5. The token ids enter the worker's queue, which is bounded by requests and by tokens. A full
 //!    queue is answered with 429 and a `Retry-After` that is estimated from the queue length and
-//!    the recent throughput.
+//!    the recent throughput. [`api`] spreads the retries of the requests that were refused lately.
 //! 6. The worker takes whole requests up to its token budget: interactive ones before bulk ones,
 //!    with fair scheduling between users. It computes a long request in parts. While many requests
 //!    wait, it takes several batches at once, and they share the threads of the engine. The worker
@@ -105,9 +105,10 @@
 //! # A change of the configuration
 //!
 //! [`files::watch`] or SIGHUP triggers a reload. [`config::load`] reads all files and reports every
-//! problem of each. The new settings are applied completely or not at all. The daemon keeps the
-//! applied settings in its state directory and starts with them if the files are invalid at the
-//! next start. [`config::explain`] reports the file and line of each value, and
+//! problem of each. The new settings are applied completely or not at all. Most are read when they
+//! are used; the manager sends the limits of queues and passes to the resident models. The daemon
+//! keeps the applied settings in its state directory and starts with them if the files are invalid
+//! at the next start. [`config::explain`] reports the file and line of each value, and
 //! [`config::running_values`] the value that a running daemon uses, which differs for keys that
 //! need a restart.
 //!

@@ -46,6 +46,9 @@ _caxton() {
             caxton,model)
                 cmd="caxton__subcmd__model"
                 ;;
+            caxton,rank)
+                cmd="caxton__subcmd__rank"
+                ;;
             caxton,status)
                 cmd="caxton__subcmd__status"
                 ;;
@@ -82,6 +85,9 @@ _caxton() {
             caxton__subcmd__help,model)
                 cmd="caxton__subcmd__help__subcmd__model"
                 ;;
+            caxton__subcmd__help,rank)
+                cmd="caxton__subcmd__help__subcmd__rank"
+                ;;
             caxton__subcmd__help,status)
                 cmd="caxton__subcmd__help__subcmd__status"
                 ;;
@@ -103,6 +109,12 @@ _caxton() {
             caxton__subcmd__help__subcmd__memory,unload)
                 cmd="caxton__subcmd__help__subcmd__memory__subcmd__unload"
                 ;;
+            caxton__subcmd__help__subcmd__model,approve)
+                cmd="caxton__subcmd__help__subcmd__model__subcmd__approve"
+                ;;
+            caxton__subcmd__help__subcmd__model,compare)
+                cmd="caxton__subcmd__help__subcmd__model__subcmd__compare"
+                ;;
             caxton__subcmd__help__subcmd__model,export)
                 cmd="caxton__subcmd__help__subcmd__model__subcmd__export"
                 ;;
@@ -118,6 +130,9 @@ _caxton() {
             caxton__subcmd__help__subcmd__model,pack)
                 cmd="caxton__subcmd__help__subcmd__model__subcmd__pack"
                 ;;
+            caxton__subcmd__help__subcmd__model,recommend)
+                cmd="caxton__subcmd__help__subcmd__model__subcmd__recommend"
+                ;;
             caxton__subcmd__help__subcmd__model,remove)
                 cmd="caxton__subcmd__help__subcmd__model__subcmd__remove"
                 ;;
@@ -129,6 +144,9 @@ _caxton() {
                 ;;
             caxton__subcmd__help__subcmd__model,stats)
                 cmd="caxton__subcmd__help__subcmd__model__subcmd__stats"
+                ;;
+            caxton__subcmd__help__subcmd__model,unused)
+                cmd="caxton__subcmd__help__subcmd__model__subcmd__unused"
                 ;;
             caxton__subcmd__help__subcmd__model,verify)
                 cmd="caxton__subcmd__help__subcmd__model__subcmd__verify"
@@ -169,6 +187,12 @@ _caxton() {
             caxton__subcmd__memory__subcmd__help,unload)
                 cmd="caxton__subcmd__memory__subcmd__help__subcmd__unload"
                 ;;
+            caxton__subcmd__model,approve)
+                cmd="caxton__subcmd__model__subcmd__approve"
+                ;;
+            caxton__subcmd__model,compare)
+                cmd="caxton__subcmd__model__subcmd__compare"
+                ;;
             caxton__subcmd__model,export)
                 cmd="caxton__subcmd__model__subcmd__export"
                 ;;
@@ -187,6 +211,9 @@ _caxton() {
             caxton__subcmd__model,pack)
                 cmd="caxton__subcmd__model__subcmd__pack"
                 ;;
+            caxton__subcmd__model,recommend)
+                cmd="caxton__subcmd__model__subcmd__recommend"
+                ;;
             caxton__subcmd__model,remove)
                 cmd="caxton__subcmd__model__subcmd__remove"
                 ;;
@@ -199,8 +226,17 @@ _caxton() {
             caxton__subcmd__model,stats)
                 cmd="caxton__subcmd__model__subcmd__stats"
                 ;;
+            caxton__subcmd__model,unused)
+                cmd="caxton__subcmd__model__subcmd__unused"
+                ;;
             caxton__subcmd__model,verify)
                 cmd="caxton__subcmd__model__subcmd__verify"
+                ;;
+            caxton__subcmd__model__subcmd__help,approve)
+                cmd="caxton__subcmd__model__subcmd__help__subcmd__approve"
+                ;;
+            caxton__subcmd__model__subcmd__help,compare)
+                cmd="caxton__subcmd__model__subcmd__help__subcmd__compare"
                 ;;
             caxton__subcmd__model__subcmd__help,export)
                 cmd="caxton__subcmd__model__subcmd__help__subcmd__export"
@@ -220,6 +256,9 @@ _caxton() {
             caxton__subcmd__model__subcmd__help,pack)
                 cmd="caxton__subcmd__model__subcmd__help__subcmd__pack"
                 ;;
+            caxton__subcmd__model__subcmd__help,recommend)
+                cmd="caxton__subcmd__model__subcmd__help__subcmd__recommend"
+                ;;
             caxton__subcmd__model__subcmd__help,remove)
                 cmd="caxton__subcmd__model__subcmd__help__subcmd__remove"
                 ;;
@@ -232,6 +271,9 @@ _caxton() {
             caxton__subcmd__model__subcmd__help,stats)
                 cmd="caxton__subcmd__model__subcmd__help__subcmd__stats"
                 ;;
+            caxton__subcmd__model__subcmd__help,unused)
+                cmd="caxton__subcmd__model__subcmd__help__subcmd__unused"
+                ;;
             caxton__subcmd__model__subcmd__help,verify)
                 cmd="caxton__subcmd__model__subcmd__help__subcmd__verify"
                 ;;
@@ -242,7 +284,7 @@ _caxton() {
 
     case "${cmd}" in
         caxton)
-            opts="-h -V --socket --config --help --version embed model memory status events top bench check cat-config doctor demo help"
+            opts="-h -V --socket --config --help --version embed rank model memory status events top bench check cat-config doctor demo help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -264,7 +306,7 @@ _caxton() {
             return 0
             ;;
         caxton__subcmd__bench)
-            opts="-h --model --input --precision --threads --batch-tokens --seconds --rounds --json --output --socket --config --help"
+            opts="-h --model --against --input --daemon --connections --texts-per-request --precision --threads --batch-tokens --seconds --rounds --json --output --socket --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -274,7 +316,19 @@ _caxton() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --against)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --input)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --connections)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --texts-per-request)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -410,7 +464,7 @@ _caxton() {
             return 0
             ;;
         caxton__subcmd__embed)
-            opts="-h --model --prompt --json --socket --config --help"
+            opts="-h --model --additional-model --prompt --skip --json-lines --json --socket --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -420,7 +474,15 @@ _caxton() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --additional-model)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --prompt)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --skip)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -466,7 +528,7 @@ _caxton() {
             return 0
             ;;
         caxton__subcmd__help)
-            opts="embed model memory status events top bench check cat-config doctor demo help"
+            opts="embed rank model memory status events top bench check cat-config doctor demo help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -676,8 +738,36 @@ _caxton() {
             return 0
             ;;
         caxton__subcmd__help__subcmd__model)
-            opts="pack install verify list show stats rollback remove export known"
+            opts="pack install verify list show stats rollback approve remove export compare recommend unused known"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        caxton__subcmd__help__subcmd__model__subcmd__approve)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        caxton__subcmd__help__subcmd__model__subcmd__compare)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
@@ -759,6 +849,20 @@ _caxton() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        caxton__subcmd__help__subcmd__model__subcmd__recommend)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         caxton__subcmd__help__subcmd__model__subcmd__remove)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
@@ -815,9 +919,37 @@ _caxton() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        caxton__subcmd__help__subcmd__model__subcmd__unused)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         caxton__subcmd__help__subcmd__model__subcmd__verify)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        caxton__subcmd__help__subcmd__rank)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
@@ -880,12 +1012,16 @@ _caxton() {
             return 0
             ;;
         caxton__subcmd__memory__subcmd__flush)
-            opts="-h --json --socket --config --help"
+            opts="-h --idle --caches --json --socket --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --idle)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --socket)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1044,12 +1180,16 @@ _caxton() {
             return 0
             ;;
         caxton__subcmd__memory__subcmd__status)
-            opts="-h --json --socket --config --help"
+            opts="-h --sort --json --socket --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --sort)
+                    COMPREPLY=($(compgen -W "name use memory" -- "${cur}"))
+                    return 0
+                    ;;
                 --socket)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1066,7 +1206,7 @@ _caxton() {
             return 0
             ;;
         caxton__subcmd__memory__subcmd__unload)
-            opts="-h --socket --config --help"
+            opts="-h --force --socket --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1088,7 +1228,7 @@ _caxton() {
             return 0
             ;;
         caxton__subcmd__model)
-            opts="-h --socket --config --help pack install verify list show stats rollback remove export known help"
+            opts="-h --socket --config --help pack install verify list show stats rollback approve remove export compare recommend unused known help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1109,13 +1249,69 @@ _caxton() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        caxton__subcmd__model__subcmd__export)
-            opts="-h --output --socket --config --help"
+        caxton__subcmd__model__subcmd__approve)
+            opts="-h --socket --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        caxton__subcmd__model__subcmd__compare)
+            opts="-h --texts --pairs --json --socket --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --texts)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --pairs)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        caxton__subcmd__model__subcmd__export)
+            opts="-h --model-id --output --include-metadata --socket --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --model-id)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --output)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1136,8 +1332,36 @@ _caxton() {
             return 0
             ;;
         caxton__subcmd__model__subcmd__help)
-            opts="pack install verify list show stats rollback remove export known help"
+            opts="pack install verify list show stats rollback approve remove export compare recommend unused known help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        caxton__subcmd__model__subcmd__help__subcmd__approve)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        caxton__subcmd__model__subcmd__help__subcmd__compare)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
@@ -1233,6 +1457,20 @@ _caxton() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        caxton__subcmd__model__subcmd__help__subcmd__recommend)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         caxton__subcmd__model__subcmd__help__subcmd__remove)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
@@ -1289,6 +1527,20 @@ _caxton() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        caxton__subcmd__model__subcmd__help__subcmd__unused)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         caxton__subcmd__model__subcmd__help__subcmd__verify)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
@@ -1304,7 +1556,7 @@ _caxton() {
             return 0
             ;;
         caxton__subcmd__model__subcmd__install)
-            opts="-h --source --model-id --original --model-version --precision --license --revision --replace --allow-downgrade --validate-checksums --socket --config --help"
+            opts="-h --source --model-id --original --model-version --precision --license --revision --matryoshka-dimensions --pooling --normalize --replace --allow-downgrade --validate-checksums --json --socket --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1338,6 +1590,18 @@ _caxton() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --matryoshka-dimensions)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --pooling)
+                    COMPREPLY=($(compgen -W "mean cls max mean_sqrt_len" -- "${cur}"))
+                    return 0
+                    ;;
+                --normalize)
+                    COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
                 --socket)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1354,28 +1618,6 @@ _caxton() {
             return 0
             ;;
         caxton__subcmd__model__subcmd__known)
-            opts="-h --socket --config --help"
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                --socket)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --config)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        caxton__subcmd__model__subcmd__list)
             opts="-h --json --socket --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -1397,8 +1639,30 @@ _caxton() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        caxton__subcmd__model__subcmd__list)
+            opts="-h --json --licenses --socket --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         caxton__subcmd__model__subcmd__pack)
-            opts="-h --source --model-id --original --model-version --precision --license --revision --output --socket --config --help"
+            opts="-h --source --model-id --original --model-version --precision --license --revision --matryoshka-dimensions --pooling --normalize --output --socket --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1432,7 +1696,53 @@ _caxton() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --matryoshka-dimensions)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --pooling)
+                    COMPREPLY=($(compgen -W "mean cls max mean_sqrt_len" -- "${cur}"))
+                    return 0
+                    ;;
+                --normalize)
+                    COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
                 --output)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        caxton__subcmd__model__subcmd__recommend)
+            opts="-h --task --complexity --max-latency --load --json --socket --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --task)
+                    COMPREPLY=($(compgen -W "embedding similarity search retrieval classification clustering code_search" -- "${cur}"))
+                    return 0
+                    ;;
+                --complexity)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --max-latency)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1543,13 +1853,73 @@ _caxton() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        caxton__subcmd__model__subcmd__verify)
-            opts="-h --socket --config --help"
+        caxton__subcmd__model__subcmd__unused)
+            opts="-h --for --json --socket --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --for)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        caxton__subcmd__model__subcmd__verify)
+            opts="-h --json --socket --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        caxton__subcmd__rank)
+            opts="-h --model --mode --top --json --socket --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --model)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --mode)
+                    COMPREPLY=($(compgen -W "semantic hybrid keyword" -- "${cur}"))
+                    return 0
+                    ;;
+                --top)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --socket)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

@@ -2,17 +2,17 @@
 //!
 //! Only administrators may read it, because it names the users and groups of every tenant.
 
-use std::sync::Arc;
-
 use axum::Json;
 use axum::extract::State;
 
 use super::App;
 use super::wire::configuration::{ActiveConfiguration, ConfigValue};
-use crate::config::{self, KeyValue, ValueOrigin};
+use crate::config::{self, KeyValue, Settings, ValueOrigin};
 
 pub(super) async fn active(State(app): State<App>) -> Json<ActiveConfiguration> {
-    let applied = Arc::clone(&app.settings.borrow());
+    let mut applied = Settings::clone(&app.settings.borrow());
+    // `PUT /api/memory/limit` may have set another limit.
+    applied.memory.memory_limit = app.handle.memory_limit();
     let values = config::running_values(&app.initial_settings, &applied);
     Json(ActiveConfiguration { values: values.iter().map(describe).collect() })
 }

@@ -134,6 +134,11 @@ impl EventStream {
 
 fn to_wire(item: &EventItem) -> wire::events::Event {
     let of = |kind: &str| wire::events::Event { kind: kind.to_owned(), ..Default::default() };
+    let of_model = |kind: &str, model, reason| wire::events::Event {
+        model: Some(model),
+        reason: Some(reason),
+        ..of(kind)
+    };
     let record = match item {
         EventItem::Record(record) => record,
         EventItem::Lagged(missed) => {
@@ -162,9 +167,7 @@ fn to_wire(item: &EventItem) -> wire::events::Event {
             bytes,
             ..of("model_evicted")
         },
-        Event::ModelFailed { model, reason } => {
-            wire::events::Event { model: Some(model), reason: Some(reason), ..of("model_failed") }
-        }
+        Event::ModelFailed { model, reason } => of_model("model_failed", model, reason),
         Event::PressureChanged { level, before, reason } => wire::events::Event {
             level: Some(level.to_owned()),
             level_before: Some(before.to_owned()),
@@ -176,6 +179,36 @@ fn to_wire(item: &EventItem) -> wire::events::Event {
         }
         Event::PackageRefused { file, reason } => {
             wire::events::Event { file, reason: Some(reason), ..of("package_refused") }
+        }
+        Event::PackageWaiting { file, state, reason } => wire::events::Event {
+            file: Some(file),
+            state: Some(state.to_owned()),
+            reason,
+            ..of("package_waiting")
+        },
+        Event::PackageFailed { file, reason, retry_in } => wire::events::Event {
+            file: Some(file),
+            reason: Some(reason),
+            retry_in_seconds: retry_in.map(|time| time.as_secs()),
+            ..of("package_failed")
+        },
+        Event::PackageRemoved { model, reason } => of_model("package_removed", model, reason),
+        Event::StoreLimit { model, reason } => of_model("store_limit", model, reason),
+        Event::ModelCorrupt { model, reason } => of_model("model_corrupt", model, reason),
+        Event::ModelRolledBack { model, from, to } => wire::events::Event {
+            model: Some(model),
+            version_before: Some(from),
+            version: Some(to),
+            ..of("model_rolled_back")
+        },
+        Event::UpdateWaiting { model } => {
+            wire::events::Event { model: Some(model), ..of("update_waiting") }
+        }
+        Event::ModelApproved { model } => {
+            wire::events::Event { model: Some(model), ..of("model_approved") }
+        }
+        Event::MemoryFlushed { models, freed_bytes } => {
+            wire::events::Event { models, bytes: Some(freed_bytes), ..of("memory_flushed") }
         }
         Event::ConfigurationApplied { generation } => {
             wire::events::Event { generation: Some(generation), ..of("configuration_applied") }

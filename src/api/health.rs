@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Json;
 use axum::extract::State;
@@ -10,8 +11,10 @@ use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
 use super::error::ApiError;
 use super::visibility::Visibility;
 use super::wire::{DaemonStatus, QuarantinedPackage, StoreCondition};
-use super::{App, packages};
+use super::{App, packages, wire};
 use crate::base::errors::chain;
+use crate::models::ingest::install::InstallProgress;
+use crate::models::ingest::intake;
 use crate::package::Verity;
 use crate::package::drop_dir::list_quarantined;
 use crate::telemetry::log::Message;
@@ -42,6 +45,7 @@ pub(super) async fn status(
     let quarantine = visibility.quarantine(quarantine(drop_directory).await?);
     let overview = app.handle.overview().borrow().clone();
     let unsigned = packages::unsigned(&app);
+    let intake = visibility.intake(app.intake.borrow().clone());
     let store = store(&app).await?;
     Ok(Json(DaemonStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -62,9 +66,36 @@ pub(super) async fn status(
         configuration: visibility.configuration(&app),
         tenants: visibility.tenants(&app),
         quarantine,
+        intake_omitted: intake.omitted,
+        package_directories: intake.directories.iter().map(package_directory).collect(),
+        intake: intake.packages.iter().map(incoming_package).collect(),
         unsigned,
         packages,
     }))
+}
+
+/// Describes a package on its way.
+fn incoming_package(package: &intake::IncomingPackage) -> wire::intake::IncomingPackage {
+    let read = package.progress.as_ref().and_then(InstallProgress::read_bytes);
+    let retry_in = package.retry_at.map(|at| at.saturating_duration_since(Instant::now()));
+    wire::intake::IncomingPackage {
+        file: package.file.clone(),
+        directory: package.directory.display().to_string(),
+        state: package.state_name().to_owned(),
+        bytes: read.map(|(bytes, _size)| bytes).or(package.bytes),
+        expected_bytes: read.map(|(_bytes, size)| size),
+        reason: package.reason.clone(),
+        retry_in_seconds: retry_in.map(|time| time.as_secs()),
+    }
+}
+
+fn package_directory(directory: &intake::DirectoryReport) -> wire::intake::PackageDirectory {
+    let (state, reason) = directory.state.describe();
+    wire::intake::PackageDirectory {
+        path: directory.path.display().to_string(),
+        state: state.to_owned(),
+        reason: reason.map(str::to_owned),
+    }
 }
 
 /// Describes the state of the store's disk.
@@ -80,6 +111,7 @@ async fn store(app: &App) -> Result<StoreCondition, ApiError> {
         writable: condition.unwritable.is_none(),
         verity,
         verity_reason,
+        next_validation_at: app.handle.next_validation(),
     })
 }
 

@@ -1,5 +1,5 @@
-//! Reads requests: bodies within their limit, JSON with errors that name the field, and names in
-//! paths.
+//! Reads requests: bodies within their limit, JSON with errors that name the field, names in paths,
+//! and parameters.
 //!
 //! Clients are not trusted. The length of a body is checked before memory is allocated. The types
 //! of [`super::wire`] bound the lists that they keep. So the values that are parsed from a body
@@ -14,9 +14,10 @@ use axum::http::request::Parts;
 use http_body_util::BodyExt as _;
 use serde::de::DeserializeOwned;
 
-use super::App;
+use super::content_encoding::{ACCEPTED, EncodingError};
 use super::error::ApiError;
 use super::request_context::RequestContext;
+use super::{App, text_encoding};
 use crate::base::units::Bytes;
 use crate::service::{BODY_FACTOR, BudgetCharge};
 
@@ -70,9 +71,9 @@ pub(super) async fn read_json<T: DeserializeOwned + Send + 'static>(
     let limit = BodyLimit::Setting(app.settings.borrow().socket.max_body);
     let bytes = receive(body, limit, Some(&caller.call.charge)).await?;
     if bytes.len() <= INLINE_JSON {
-        return parse(&bytes);
+        return parse(bytes);
     }
-    let parse = move || parse(&bytes);
+    let parse = move || parse(bytes);
     app.service.permits().parsing.run(caller.call.uid, caller.call.deadline, parse).await?
 }
 
@@ -85,7 +86,7 @@ pub(super) async fn read_small_json<T: DeserializeOwned>(
     body: Body,
     limit: BodyLimit,
 ) -> Result<T, ApiError> {
-    parse(&receive(body, limit, None).await?)
+    parse(receive(body, limit, None).await?)
 }
 
 /// Reads a JSON body of at most `limit`, which must be small; `None` when there is no body.
@@ -118,10 +119,7 @@ async fn receive(
         // such a body cannot arrive.
         let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_broken| {
-                let message = "the request body is incomplete; send the request again";
-                ApiError::invalid(None, message.to_owned())
-            })?;
+            let frame = frame.map_err(|error| body_error(&error, limit))?;
             let Ok(data) = frame.into_data() else { continue };
             if limit.is_exceeded_by((bytes.len() + data.len()) as u64) {
                 return Err(limit.error());
@@ -137,7 +135,39 @@ async fn receive(
     received.map_err(|_elapsed| ApiError::body_timeout(BODY_TIMEOUT))?
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+/// Returns the error of a body whose bytes cannot be read or decoded.
+fn body_error(error: &axum::Error, limit: BodyLimit) -> ApiError {
+    match EncodingError::find(error) {
+        Some(EncodingError::NotAccepted(coding)) => ApiError::coding_not_accepted(coding, ACCEPTED),
+        Some(EncodingError::Invalid(coding)) => {
+            let message =
+                format!("the request body is not valid {coding}, its content-encoding; encode it");
+            ApiError::invalid(None, message)
+        }
+        Some(EncodingError::TooLong) => limit.error(),
+        Some(EncodingError::Budget(error)) => ApiError::from(*error),
+        Some(EncodingError::Incomplete) | None => {
+            let message = "the request body is incomplete; send the request again".to_owned();
+            ApiError::invalid(None, message)
+        }
+    }
+}
+
+/// Parses a JSON body. A byte order mark is skipped, and every half of a surrogate pair without the
+/// other half is replaced by U+FFFD, as Go's and Python's parsers do. Only a body that cannot be
+/// parsed otherwise is searched for them.
+fn parse<T: DeserializeOwned>(mut bytes: Vec<u8>) -> Result<T, ApiError> {
+    match parse_json(&bytes) {
+        Err(_surrogate) if text_encoding::replace_lone_surrogates(&mut bytes) => parse_json(&bytes),
+        Err(error) => Err(text_encoding::diagnose(&bytes).map_or(error, |described| {
+            ApiError::invalid(None, format!("the request body is {described}; send UTF-8"))
+        })),
+        parsed => parsed,
+    }
+}
+
+fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let bytes = bytes.strip_prefix(text_encoding::BYTE_ORDER_MARK).unwrap_or(bytes);
     // Reject a list: serde would accept it as the fields of a struct in their order.
     if bytes.trim_ascii_start().starts_with(b"[") {
         let message = "the request body is a list; expected an object with its fields".to_owned();
@@ -179,6 +209,30 @@ impl<S: Send + Sync> FromRequestParts<S> for PathName {
     }
 }
 
+/// Returns the value of the parameter `name`, which is one of `values`; `None` without a query.
+pub(super) fn parameter(
+    query: Option<&str>,
+    name: &str,
+    values: &[&str],
+) -> Result<Option<String>, ApiError> {
+    let mut found = None;
+    for (key, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
+        let invalid = |message| ApiError::invalid(Some(key.to_string()), message);
+        if key != name {
+            return Err(invalid(format!("the parameter {key:?} is unknown; expected {name}")));
+        }
+        if found.is_some() {
+            return Err(invalid(format!("the parameter {name} is given twice; give it once")));
+        }
+        if !values.contains(&value.as_ref()) {
+            let known = values.join(", ");
+            return Err(invalid(format!("{name} is {value:?}; expected one of {known}")));
+        }
+        found = Some(value.into_owned());
+    }
+    Ok(found)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,6 +243,33 @@ mod tests {
         let limit = BodyLimit::Setting(Bytes::mib(1));
         let read = receive(Body::from_stream(stalled), limit, None).await;
         assert_eq!(read.unwrap_err(), ApiError::body_timeout(BODY_TIMEOUT));
+    }
+
+    #[test]
+    fn byte_order_mark_is_skipped_and_surrogate_replaced() {
+        for (json, expected) in [
+            ("\u{feff}[\"a\"]", "list"),
+            ("\u{feff}\"a\"", "a"),
+            (r#""cut \ud83d""#, "cut \u{fffd}"),
+            (r#""pair \ud83d\ude00 \\ud83d""#, "pair \u{1f600} \\ud83d"),
+        ] {
+            let found = parse::<String>(json.as_bytes().to_vec());
+            let found = found.unwrap_or_else(|error| error.message().to_owned());
+            assert!(found.contains(expected), "{json}: {found}");
+        }
+    }
+
+    #[test]
+    fn other_text_encoding_is_named_in_the_error() {
+        let utf16 = "{}".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        for (bytes, expected) in [
+            (utf16, "the request body is UTF-16; send UTF-8"),
+            (b"\"gr\xf6\xdfe\"".to_vec(), "is not UTF-8 at byte 3; send UTF-8"),
+            (b"\"".to_vec(), "EOF"),
+        ] {
+            let error = parse::<String>(bytes).unwrap_err();
+            assert!(error.message().contains(expected), "{}", error.message());
+        }
     }
 
     #[tokio::test]

@@ -1,33 +1,41 @@
 //! Shows memory to the extent that [`Visibility`] allows, and changes it for administrators.
 
+use std::cmp::Reverse;
 use std::time::{Instant, UNIX_EPOCH};
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 
 use super::App;
 use super::error::ApiError;
-use super::input::{BodyLimit, PathName, read_optional_json, read_small_json};
+use super::input::{BodyLimit, PathName, parameter, read_optional_json, read_small_json};
 use super::visibility::Visibility;
 use super::wire::memory::{
-    FlushResponse, LoadModelRequest, MeasuredMemory, MemoryAction, MemoryLimit, MemoryLimitSetting,
-    MemoryStatus, ModelMemory, Pressure, ResidencyChange, SystemMemory,
+    FlushRequest, FlushResponse, LoadModelRequest, LoadModelsRequest, LoadResult, LoadedModels,
+    MeasuredMemory, MemoryAction, MemoryLimit, MemoryLimitSetting, MemoryStatus, ModelMemory,
+    Pressure, ResidencyChange, SystemMemory,
 };
-use crate::base::units::{Bytes, milliseconds};
+use crate::base::units::{Bytes, milliseconds, parse_duration};
+use crate::config::MemorySettings;
 use crate::memory::sample::{Psi, Sample};
-use crate::models::{ActionRecord, ModelView, Residency};
+use crate::models::{ActionRecord, FlushScope, ModelView, Residency};
+use crate::telemetry::events::Event;
 use crate::telemetry::log::Message;
 
 /// Longest body of these routes.
 const MAX_BODY: BodyLimit = BodyLimit::Route(Bytes(4096));
 /// Value for no limit other than those of the kernel.
 const AUTO: &str = "auto";
+/// Most models of one request to load.
+const MAX_LOADS: usize = 32;
 
 pub(super) async fn status(
     State(app): State<App>,
     visibility: Visibility,
+    RawQuery(query): RawQuery,
 ) -> Result<Json<MemoryStatus>, ApiError> {
+    let order = parameter(query.as_deref(), "sort", &["name", "use", "memory"])?;
     let view = app.handle.memory().await?;
     let reading = view.reading;
     let limits = reading.sample.limits.iter().map(|limit| MemoryLimit {
@@ -35,7 +43,14 @@ pub(super) async fn status(
         unreclaimable_bytes: limit.unreclaimable.0,
         file: limit.file.display().to_string(),
     });
-    let models = view.models.into_iter().filter(|model| visibility.shows(&model.key));
+    let models = view.models.into_iter().filter(|model| visibility.shows(&model.key)).map(model);
+    let mut models = Vec::from_iter(models);
+    match order.as_deref() {
+        // Models that are not in memory have no last use, and come last.
+        Some("use") => models.sort_by_key(|model| model.idle_seconds.unwrap_or(u64::MAX)),
+        Some("memory") => models.sort_by_key(|model| Reverse(model.weight_bytes)),
+        _ => {}
+    }
     let actions = view.actions.into_iter().filter_map(|record| {
         let key = record.model.clone();
         visibility.action(key.as_ref(), action(record))
@@ -49,6 +64,10 @@ pub(super) async fn status(
         source: reading.source.clone(),
         shedding: view.is_shedding,
         headroom_bytes: view.headroom.0,
+        used_percent: used_percent(&reading.sample),
+        total_loaded_bytes: models
+            .iter()
+            .fold(0, |sum, model| model.weight_bytes.saturating_add(sum)),
         measured: measured(&reading.sample),
         configured_limit_bytes: view.configured_limit.map(|limit| limit.0),
         limits: limits.collect(),
@@ -59,9 +78,22 @@ pub(super) async fn status(
             swap_free_bytes: machine.swap_free.0,
             pressure: machine.psi.as_ref().map(pressure),
         },
-        models: models.map(model).collect(),
+        models,
         actions: actions.collect(),
     }))
+}
+
+/// Returns the used share of the tightest limit, or of the machine, in percent with one decimal.
+fn used_percent(sample: &Sample) -> Option<f64> {
+    let (used, most) = match sample.tightest() {
+        Some(limit) => (limit.unreclaimable, limit.bytes),
+        None => {
+            let (total, available) = (sample.machine.total, sample.machine.available);
+            (Bytes(total.0.saturating_sub(available.0)), total)
+        }
+    };
+    let is_known = most.0 > 0 && most.0 < u64::MAX;
+    is_known.then(|| (used.0 as f64 / most.0 as f64 * 1000.0).round() / 10.0)
 }
 
 fn measured(sample: &Sample) -> MeasuredMemory {
@@ -115,15 +147,23 @@ fn action(record: ActionRecord) -> MemoryAction {
     }
 }
 
-pub(super) async fn flush(State(app): State<App>) -> Result<Json<FlushResponse>, ApiError> {
-    let flushed = app.handle.flush().await?;
+pub(super) async fn flush(
+    State(app): State<App>,
+    body: Body,
+) -> Result<Json<FlushResponse>, ApiError> {
+    let request: FlushRequest = read_optional_json(body, MAX_BODY).await?.unwrap_or_default();
+    let flushed = app.handle.flush(flush_scope(&request)?).await?;
     let freed = flushed.before.process.0.saturating_sub(flushed.after.process.0);
     let duration_ms = milliseconds(flushed.duration);
     tracing::info!(
         name: Message::MemoryFlushed.name(),
         models = flushed.unloaded.len(), freed_bytes = freed, duration_ms,
-        "models unloaded at the request of an administrator"
+        "memory flushed at the request of an administrator"
     );
+    app.events.publish(Event::MemoryFlushed {
+        models: flushed.unloaded.iter().map(|key| key.name().to_owned()).collect(),
+        freed_bytes: freed,
+    });
     Ok(Json(FlushResponse {
         unloaded: flushed.unloaded.iter().map(ToString::to_string).collect(),
         before: measured(&flushed.before),
@@ -133,31 +173,103 @@ pub(super) async fn flush(State(app): State<App>) -> Result<Json<FlushResponse>,
     }))
 }
 
+fn flush_scope(request: &FlushRequest) -> Result<FlushScope, ApiError> {
+    let FlushRequest { idle_for, caches_only } = request;
+    let invalid = |message| ApiError::invalid(Some("idle_for".to_owned()), message);
+    match idle_for {
+        None if *caches_only => Ok(FlushScope::Caches),
+        None => Ok(FlushScope::All),
+        Some(_) if *caches_only => {
+            let message = "idle_for unloads models and caches_only does not; send one of them";
+            Err(invalid(message.to_owned()))
+        }
+        Some(time) => {
+            let parsed = parse_duration(time);
+            let parsed = parsed.map_err(|error| invalid(format!("idle_for: {error}")))?;
+            Ok(FlushScope::Unused(parsed))
+        }
+    }
+}
+
 pub(super) async fn load(
     State(app): State<App>,
     PathName(name): PathName,
     body: Body,
 ) -> Result<Json<ResidencyChange>, ApiError> {
     let body: Option<LoadModelRequest> = read_optional_json(body, MAX_BODY).await?;
-    let started = Instant::now();
-    let resident = is_resident(&app, &name).await?;
-    let lease = app.handle.lease(Some(&name)).await?;
-    if let Some(pinned) = body.and_then(|body| body.pinned) {
-        app.handle.pin(&name, pinned).await?;
+    Ok(Json(load_model(&app, &name, body.and_then(|body| body.pinned)).await?))
+}
+
+/// Loads the models of a list, one after the other, so that each is admitted with the memory that
+/// the ones before it have left.
+pub(super) async fn load_all(
+    State(app): State<App>,
+    body: Body,
+) -> Result<Json<LoadedModels>, ApiError> {
+    let LoadModelsRequest { models, pinned } = read_small_json(body, MAX_BODY).await?;
+    if models.is_empty() || models.len() > MAX_LOADS {
+        let message = format!("models has {} names; expected 1 to {MAX_LOADS} names", models.len());
+        return Err(ApiError::invalid(Some("models".to_owned()), message));
     }
-    let model = format!("{}@{}", lease.info.manifest.id, lease.info.manifest.version);
-    let duration_ms = milliseconds(started.elapsed());
-    Ok(Json(ResidencyChange { model, was_resident: resident, duration_ms }))
+    let mut results = Vec::with_capacity(models.len());
+    for name in models {
+        let (change, error) = match load_model(&app, &name, pinned).await {
+            Ok(change) => (Some(change), None),
+            Err(error) => (None, Some(error.to_body())),
+        };
+        results.push(LoadResult { name, change, error });
+    }
+    let loaded = results.iter().filter(|result| result.change.is_some()).count();
+    Ok(Json(LoadedModels { loaded, results }))
+}
+
+async fn load_model(
+    app: &App,
+    name: &str,
+    pinned: Option<bool>,
+) -> Result<ResidencyChange, ApiError> {
+    let started = Instant::now();
+    let was_resident = is_resident(app, name).await?;
+    let lease = app.handle.lease(Some(name)).await?;
+    if let Some(pinned) = pinned {
+        app.handle.pin(name, pinned).await?;
+    }
+    let duration = started.elapsed();
+    let (manifest, revision) = (&lease.info.manifest, &*lease.info.revision);
+    let loaded = app.handle.residency().await?.into_iter().find_map(|(key, residency)| {
+        let is_it = key.id() == manifest.id.as_str() && key.parts().2 == revision;
+        match residency {
+            Residency::Resident { weight_bytes, report, .. } if is_it => {
+                Some((weight_bytes, report.precision.to_string()))
+            }
+            _ => None,
+        }
+    });
+    let (bytes, precision) = loaded.unzip();
+    Ok(ResidencyChange {
+        model: format!("{}@{}", manifest.id, manifest.version),
+        was_resident,
+        bytes,
+        precision,
+        duration_ms: milliseconds(duration),
+    })
 }
 
 pub(super) async fn unload(
     State(app): State<App>,
     PathName(name): PathName,
+    RawQuery(query): RawQuery,
 ) -> Result<Json<ResidencyChange>, ApiError> {
+    let force = parameter(query.as_deref(), "force", &["true", "false"])?;
     let started = Instant::now();
-    let was_resident = app.handle.unload(&name).await?;
-    let duration_ms = milliseconds(started.elapsed());
-    Ok(Json(ResidencyChange { model: name, was_resident, duration_ms }))
+    let (key, was_resident) = app.handle.unload(&name, force.as_deref() == Some("true")).await?;
+    Ok(Json(ResidencyChange {
+        model: key.name().to_owned(),
+        was_resident,
+        bytes: None,
+        precision: None,
+        duration_ms: milliseconds(started.elapsed()),
+    }))
 }
 
 pub(super) async fn set_limit(
@@ -167,13 +279,17 @@ pub(super) async fn set_limit(
     let MemoryLimitSetting { limit } = read_small_json(body, MAX_BODY).await?;
     let bytes = match limit.as_str() {
         AUTO => None,
-        size => Some(size.parse::<Bytes>().map_err(|_not_a_size| {
-            let message = format!(
-                "limit is {size:?}; expected a size with its unit, such as \"512MiB\", or \
-                 \"{AUTO}\""
-            );
-            ApiError::invalid(Some("limit".to_owned()), message)
-        })?),
+        size => {
+            let (least, most) = (MemorySettings::LEAST_LIMIT, MemorySettings::MOST_LIMIT);
+            let parsed = size.parse().ok().filter(|size: &Bytes| (least..=most).contains(size));
+            Some(parsed.ok_or_else(|| {
+                let message = format!(
+                    "limit is {size:?}; expected a size with its unit, such as \"512MiB\", from \
+                     {least} to {most}, or \"{AUTO}\""
+                );
+                ApiError::invalid(Some("limit".to_owned()), message)
+            })?)
+        }
     };
     tracing::info!(
         name: Message::MemoryLimitSet.name(),

@@ -3,6 +3,8 @@
 //! Defines the routes by which requests are counted. Values that other modules measure are only
 //! read here: a scrape does not load a model, and other work never waits for a scrape.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, State};
@@ -14,6 +16,8 @@ use super::visibility::Visibility;
 use super::{App, health};
 use crate::memory::level::PressureLevel;
 use crate::memory::sample::Psi;
+use crate::models::ingest::install::InstallRules;
+use crate::models::ingest::intake::{IncomingPackage, Intake};
 use crate::models::{MemoryView, Residency};
 use crate::service::Timings;
 use crate::telemetry::log::{self, Message};
@@ -36,13 +40,16 @@ pub const ROUTES: &[&str] = &[
     "/api/memory/status",
     "/api/memory/flush",
     "/api/memory/limit",
+    "/api/memory/load",
     "/api/memory/models/{name}/load",
     "/api/memory/models/{name}",
     "/api/packages",
     "/api/packages/{name}",
     "/api/packages/{name}/verify",
+    "/api/packages/{name}/validate",
     "/api/packages/{name}/export",
     "/api/packages/{name}/rollback",
+    "/api/packages/{name}/approve",
     "/api/models/stats",
     "/api/models/recommendations",
     "/",
@@ -52,7 +59,17 @@ pub const ROUTES: &[&str] = &[
     "/api/ps",
     "/api/show",
     "/api/version",
+    "/api/pull",
+    "/api/push",
+    "/api/create",
+    "/api/copy",
+    "/api/delete",
+    "/api/generate",
+    "/api/blobs/{digest}",
+    "/api/chat",
+    "/embeddings",
     "/embed",
+    "/invocations",
     "/embed_all",
     "/embed_sparse",
     "/predict",
@@ -62,6 +79,11 @@ pub const ROUTES: &[&str] = &[
     "/decode",
     "/info",
     "/health",
+    "/ping",
+    "/v1/embed",
+    "/v2/embed",
+    "/v1/rerank",
+    "/v2/rerank",
 ];
 
 /// Answers with all counters and measurements, in the text format that the client accepts.
@@ -108,30 +130,50 @@ fn observe(app: &App, view: MemoryView) -> ObservedState {
         requests_limit: app.budget.size(),
         log_records_lost: log::lost_records(),
         stalls: stalls(sample.psi.or(sample.machine.psi)),
-        cache: entries.iter().map(|entry| entry.manifest.total_size()).sum(),
         ..ObservedState::default()
     };
     let settings = app.settings.borrow();
-    observed.cache_limit = settings.memory.model_cache.max_size.0;
+    let quota = InstallRules::from(&**settings).quota;
+    observed.cache_limit = quota.max_size.0;
     observed.queue_limit = settings.embedding.queue_size;
     observed.queue_limit_tokens = settings.embedding.queue_tokens;
     drop(settings);
+    let store = app.handle.store();
+    observed.cache = store.in_use(quota).size.0;
+    observed.disk_free = store.free_space().ok().map(|space| space.free.0);
+    let intake = Arc::clone(&app.intake.borrow());
+    observed.packages = count_packages(&intake);
+    observed.package_retries = intake.retries;
     for entry in &entries {
-        observed.models.entry(entry.key.id().to_owned()).or_default();
+        let model = observed.models.entry(entry.key.name().to_owned()).or_default();
+        model.last_used = model.last_used.max(entry.last_use().0);
     }
     for model in in_memory {
         if let Residency::Resident { weight_bytes, waiting, waiting_tokens, .. } = model.residency
-            && let Some(seen) = observed.models.get_mut(model.key.id())
+            && let Some(seen) = observed.models.get_mut(model.key.name())
         {
             *seen = ObservedModel {
                 resident: true,
                 memory: seen.memory.saturating_add(weight_bytes),
                 waiting: seen.waiting.saturating_add(waiting),
                 waiting_tokens: seen.waiting_tokens.saturating_add(waiting_tokens),
+                last_used: seen.last_used,
             };
         }
     }
     observed
+}
+
+/// Returns the number of packages of each state. The report of the packages is bounded; the rest
+/// has the state `other`.
+fn count_packages(intake: &Intake) -> BTreeMap<&'static str, usize> {
+    let states = IncomingPackage::STATE_NAMES.into_iter().chain(["other"]);
+    let mut counts = BTreeMap::from_iter(states.map(|state| (state, 0)));
+    for package in &intake.packages {
+        *counts.entry(package.state_name()).or_default() += 1;
+    }
+    *counts.entry("other").or_default() += intake.omitted;
+    counts
 }
 
 fn rank(level: PressureLevel) -> u8 {

@@ -8,7 +8,9 @@
 //! Invariant: every answer that is not a success is JSON with a nested `error`. The dialects with
 //! another error format use theirs on all of their routes.
 
+mod cohere;
 mod configuration;
+mod content_encoding;
 mod error;
 mod events;
 mod health;
@@ -23,11 +25,14 @@ mod packages;
 mod peer_credentials;
 mod rank;
 mod request_context;
+mod rerank;
 mod response;
 mod streams;
 mod tei;
 mod tenants;
+mod text_encoding;
 mod usage;
+mod validation;
 mod visibility;
 pub mod wire;
 
@@ -47,16 +52,18 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Settings;
 use crate::models::ManagerHandle;
 use crate::models::ingest::install::Installer;
+use crate::models::ingest::intake::Intake;
 use crate::service::{Budget, EmbeddingService};
 use crate::telemetry::events::Events;
 use crate::telemetry::log::{self, Message};
 use crate::telemetry::metrics::Metrics;
-use error::ApiError;
+use error::{ApiError, RetryHints};
 
 pub use configuration::describe as describe_value;
 pub use metrics::ROUTES;
 pub use packages::{
     ALLOW_DOWNGRADE, MINISIG_HEADER, NAME_HEADER, REPLACE, SHA256_HEADER, describe,
+    describe_with_files,
 };
 pub use peer_credentials::{ConnectionId, PeerCredentials};
 pub use streams::{EndlessBody, Streams};
@@ -94,6 +101,8 @@ pub struct AppParts {
     pub handle: ManagerHandle,
     /// Installs and removes packages.
     pub installer: Installer,
+    /// Packages on their way.
+    pub intake: watch::Receiver<Arc<Intake>>,
     /// Settings that apply now.
     pub settings: watch::Receiver<Arc<Settings>>,
     /// Settings at the start of the daemon. A key that needs a restart keeps the value that it has
@@ -127,11 +136,14 @@ pub fn router(app: App) -> Router {
         .route("/api/packages", post(packages::install))
         .route("/api/packages/{name}", delete(packages::remove))
         .route("/api/packages/{name}/verify", post(packages::verify))
+        .route("/api/packages/{name}/validate", post(packages::validate))
         .route("/api/packages/{name}/export", get(packages::export))
         .route("/api/packages/{name}/rollback", post(packages::roll_back))
+        .route("/api/packages/{name}/approve", post(packages::approve))
         .route("/api/configuration", get(configuration::active))
         .route("/api/memory/flush", post(memory_admin::flush))
         .route("/api/memory/limit", put(memory_admin::set_limit))
+        .route("/api/memory/load", post(memory_admin::load_all))
         .route("/api/memory/models/{name}/load", post(memory_admin::load))
         .route("/api/memory/models/{name}", delete(memory_admin::unload))
         .route_layer(middleware::from_fn_with_state(app.clone(), only_admins));
@@ -140,6 +152,8 @@ pub fn router(app: App) -> Router {
         .route("/v1/models", get(openai::models))
         .route("/v1/models/{name}", get(openai::model))
         .route("/v1/rank", post(rank::rank))
+        .route("/", tei::at_root().get(ollama::greeting))
+        .route("/embeddings", post(openai::embeddings))
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))
         .route("/status", get(health::status))
@@ -151,11 +165,13 @@ pub fn router(app: App) -> Router {
         .route("/api/models/stats", get(usage::stats))
         .route("/api/models/recommendations", get(usage::recommendations))
         .merge(tei::routes())
+        .merge(cohere::routes())
+        .merge(rerank::routes())
         .merge(admin)
         .merge(ollama::router())
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
-        .layer(middleware::from_fn_with_state(app.metrics.clone(), observe_request))
+        .layer(middleware::from_fn_with_state(RequestObserver::new(&app), observe_request))
         .with_state(app)
 }
 
@@ -179,19 +195,39 @@ pub fn refusal_router(app: App, most: usize) -> Router {
     Router::new()
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))
-        .merge(tei::health_route())
+        .merge(tei::health_routes())
         .fallback(refuse)
         .layer(middleware::map_response(close))
-        .layer(middleware::from_fn_with_state(app.metrics.clone(), observe_request))
+        .layer(middleware::from_fn_with_state(RequestObserver::new(&app), observe_request))
         .with_state(app)
 }
 
-/// Counts each request, gives it an id, and holds its charge until the answer is written. All this
-/// is one layer, because each layer is cloned with its contents for every request.
-async fn observe_request(State(metrics): State<Metrics>, request: Request, next: Next) -> Response {
+/// State of the layer around all routes.
+#[derive(Clone, Debug)]
+struct RequestObserver {
+    app: App,
+    hints: RetryHints,
+}
+
+impl RequestObserver {
+    fn new(app: &App) -> Self {
+        Self { app: app.clone(), hints: RetryHints::default() }
+    }
+}
+
+/// Decodes the body of each request, counts the request, gives it an id, spreads the retries of
+/// refused ones, and holds its charge until the answer is written. All this is one layer, because
+/// each layer is cloned with its contents for every request.
+async fn observe_request(
+    State(RequestObserver { app, hints }): State<RequestObserver>,
+    request: Request,
+    next: Next,
+) -> Response {
     let route = request.extensions().get::<MatchedPath>().cloned();
-    let response =
-        metrics::count(metrics, route, request_context::give_request_id(request, next)).await;
+    let request = content_encoding::decode_body(&app, request);
+    let answer = request_context::give_request_id(request, next);
+    let response = metrics::count(app.metrics.clone(), route, answer).await;
+    let response = hints.apply(response, || app.settings.borrow().socket.overload_status);
     response::hold_until_written(response)
 }
 

@@ -13,22 +13,28 @@ use super::error::ApiError;
 use super::input::{PathName, read_json};
 use super::request_context::{RequestContext, TenantContext};
 use super::response::{self, set_embedding_headers};
+use super::wire::truncate::Truncate;
 use super::wire::{
     AdditionalEmbeddings, Embedding, EmbeddingsRequest, EmbeddingsResponse, Model, ModelList,
-    Usage, Vector,
+    ModelSelfTest, Usage, Vector, VectorForm,
 };
-use crate::models::ModelInfo;
+use crate::engine::Truncation;
 use crate::models::catalog::{AliasTargets, Catalog};
-use crate::package::{EmbeddingSpace, Entries, EntryKey, StoreEntry};
-use crate::service::{CheckedInput, EmbedRequest, Embeddings, Prompt};
+use crate::models::residency::load::MIN_COSINE;
+use crate::models::{ManagerHandle, ModelInfo};
+use crate::package::{EmbeddingSpace, Entries, EntryKey, StoreEntry, trained_dimensions};
+use crate::service::{
+    CallContext, CheckedInput, EmbedRequest, Embeddings, OutputType, Prompt, QuantizedVector,
+};
 
 /// Most models in addition to the requested one. A migration to another model needs one.
 const MAX_ADDITIONAL: usize = 3;
 
+/// Form in which vectors are written.
 #[derive(Clone, Copy)]
-enum Encoding {
-    Float,
-    Base64,
+pub(super) struct VectorFormat {
+    pub(super) output_type: OutputType,
+    pub(super) is_base64: bool,
 }
 
 pub(super) async fn embeddings(
@@ -37,7 +43,10 @@ pub(super) async fn embeddings(
     body: Body,
 ) -> Result<Response, ApiError> {
     let request: EmbeddingsRequest = read_json(&app, &caller, body).await?;
-    let encoding = encoding(request.encoding_format.as_deref())?;
+    let is_base64 = is_base64(request.encoding_format.as_deref())?;
+    let output_type = output_type(request.output_dtype.as_deref())?;
+    let dimensions = requested_dimensions(request.dimensions, request.output_dimension)?;
+    let format = VectorFormat { output_type, is_base64 };
     let prompt = prompt(request.prompt_name, request.input_type.as_deref())?;
     let caller = caller.with_fallback(request.allow_fallback);
     let names = request.additional_models.unwrap_or_default();
@@ -51,14 +60,18 @@ pub(super) async fn embeddings(
     let of_input = |error| ApiError::of_embed(error, "input");
     let embed = EmbedRequest {
         prompt,
-        refuse_long: request.truncate == Some(false),
-        dimensions: request.dimensions,
+        refuse_long: request.truncate.is_some_and(Truncate::refuses_long),
+        truncation: request.truncate.map_or_else(Truncation::default, Truncate::truncation),
+        dimensions,
+        output_type,
         ..EmbedRequest::new(CheckedInput::new(request.input).map_err(of_input)?)
     };
     let additional = names.iter().enumerate().map(|(index, name)| {
-        let (app, caller, embed) = (&app, &caller, embed.clone());
+        // The expected embedding space is that of the requested model.
+        let call = CallContext { expected_space: None, ..caller.call.clone() };
+        let (app, embed) = (&app, embed.clone());
         async move {
-            let embedded = app.service.embed(&caller.call, Some(name), embed).await;
+            let embedded = app.service.embed(&call, Some(name), embed).await;
             embedded.map_err(|error| of_input(error).with_additional_model(index, name))
         }
     });
@@ -70,23 +83,46 @@ pub(super) async fn embeddings(
     let values = embedded.vectors.len() + others.sum::<usize>();
     let write = move |caller: &RequestContext| {
         let mut response =
-            response::json(values, &embeddings_response(&embedded, &additional, encoding));
+            response::json(values, &embeddings_response(&embedded, &additional, format));
         set_embedding_headers(&embedded, caller, &mut response);
         response
     };
     response::write(&app, &caller, values, write).await
 }
 
-fn encoding(format: Option<&str>) -> Result<Encoding, ApiError> {
+fn is_base64(format: Option<&str>) -> Result<bool, ApiError> {
     match format {
-        None => Ok(Encoding::Float),
+        None => Ok(false),
         // Ignore case: clients of Ollama write the value in upper or lower case.
-        Some(format) if format.eq_ignore_ascii_case("float") => Ok(Encoding::Float),
-        Some(format) if format.eq_ignore_ascii_case("base64") => Ok(Encoding::Base64),
+        Some(format) if format.eq_ignore_ascii_case("float") => Ok(false),
+        Some(format) if format.eq_ignore_ascii_case("base64") => Ok(true),
         Some(other) => Err(ApiError::invalid(
             Some("encoding_format".to_owned()),
             format!("encoding_format is \"{other}\"; expected \"float\" or \"base64\""),
         )),
+    }
+}
+
+fn output_type(name: Option<&str>) -> Result<OutputType, ApiError> {
+    let Some(name) = name else { return Ok(OutputType::Float) };
+    OutputType::from_name(name).ok_or_else(|| {
+        let known = OutputType::ALL.map(OutputType::name).join(", ");
+        let message = format!("output_dtype is \"{name}\"; expected one of {known}");
+        ApiError::invalid(Some("output_dtype".to_owned()), message)
+    })
+}
+
+/// Returns the requested length of the vectors, which has two names.
+fn requested_dimensions(
+    dimensions: Option<usize>,
+    output_dimension: Option<usize>,
+) -> Result<Option<usize>, ApiError> {
+    match (dimensions, output_dimension) {
+        (Some(one), Some(other)) if one != other => Err(ApiError::invalid(
+            Some("output_dimension".to_owned()),
+            format!("output_dimension is {other}, and dimensions is {one}; set one of them"),
+        )),
+        (one, other) => Ok(one.or(other)),
     }
 }
 
@@ -106,21 +142,31 @@ fn prompt(name: Option<String>, input_type: Option<&str>) -> Result<Prompt, ApiE
 fn embeddings_response(
     embedded: &Embeddings,
     additional: &[Embeddings],
-    encoding: Encoding,
+    format: VectorFormat,
 ) -> EmbeddingsResponse {
     EmbeddingsResponse {
         object: "list".to_owned(),
-        data: data(embedded, encoding),
+        data: data(embedded, format),
         model: embedded.info.manifest.id.to_string(),
         usage: usage(embedded),
+        vector_form: vector_form(format.output_type),
         additional: additional
             .iter()
-            .map(|embedded| additional_embeddings(embedded, encoding))
+            .map(|embedded| additional_embeddings(embedded, format))
             .collect(),
     }
 }
 
-fn additional_embeddings(embedded: &Embeddings, encoding: Encoding) -> AdditionalEmbeddings {
+fn vector_form(output_type: OutputType) -> Option<VectorForm> {
+    (output_type != OutputType::Float).then(|| VectorForm {
+        output_dtype: output_type.name().to_owned(),
+        scale: output_type.scale(),
+        offset: output_type.offset(),
+        bit_order: output_type.is_packed().then(|| "msb_first".to_owned()),
+    })
+}
+
+fn additional_embeddings(embedded: &Embeddings, format: VectorFormat) -> AdditionalEmbeddings {
     let ModelInfo { manifest, embedding_space, revision, .. } = &embedded.info;
     AdditionalEmbeddings {
         model: manifest.id.to_string(),
@@ -128,30 +174,38 @@ fn additional_embeddings(embedded: &Embeddings, encoding: Encoding) -> Additiona
         revision: revision.to_string(),
         embedding_space: embedding_space.to_string(),
         dimensions: embedded.dimensions,
-        data: data(embedded, encoding),
+        data: data(embedded, format),
         usage: usage(embedded),
     }
 }
 
-fn data(embedded: &Embeddings, encoding: Encoding) -> Vec<Embedding> {
+fn data(embedded: &Embeddings, format: VectorFormat) -> Vec<Embedding> {
     let rows = embedded.rows().zip(&embedded.tokens).enumerate();
-    let rows = rows.map(|(index, (vector, tokens))| {
-        let embedding = match encoding {
-            Encoding::Float => Vector::Float(vector.to_vec()),
-            Encoding::Base64 => {
-                let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
-                Vector::Base64(STANDARD.encode(bytes))
-            }
-        };
-        Embedding {
-            object: "embedding".to_owned(),
-            index,
-            embedding,
-            tokens_provided: tokens.provided,
-            tokens_used: tokens.used,
-        }
+    let rows = rows.map(|(index, (vector, tokens))| Embedding {
+        object: "embedding".to_owned(),
+        index,
+        embedding: wire_vector(vector, format),
+        tokens_provided: tokens.provided,
+        tokens_used: tokens.used,
     });
     rows.collect()
+}
+
+/// Converts a vector to the form.
+pub(super) fn wire_vector(
+    vector: &[f32],
+    VectorFormat { output_type, is_base64 }: VectorFormat,
+) -> Vector {
+    if is_base64 && output_type == OutputType::Float {
+        let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
+        return Vector::Base64(STANDARD.encode(bytes));
+    }
+    match output_type.quantize(vector) {
+        quantized if is_base64 => Vector::Base64(STANDARD.encode(quantized.to_bytes())),
+        QuantizedVector::Float(values) => Vector::Float(values),
+        QuantizedVector::Signed(values) => Vector::Signed(values),
+        QuantizedVector::Unsigned(values) => Vector::Unsigned(values),
+    }
 }
 
 fn usage(embedded: &Embeddings) -> Usage {
@@ -167,7 +221,7 @@ pub(super) async fn models(
     let describe = move || {
         let catalog = app.handle.catalog();
         let entries = viewer.visible_models(&app);
-        let described = ModelDescriber::new(&entries, &catalog);
+        let described = ModelDescriber::new(&app.handle, &entries, &catalog);
         let data = (0..entries.len()).map(|at| described.model(at)).collect();
         response::json(0, &ModelList { object: "list".to_owned(), data })
     };
@@ -184,12 +238,13 @@ pub(super) async fn model(
     let entry = catalog.lookup_in(&entries, &name);
     let at = entry.and_then(|entry| entries.position(&entry.key));
     let at = at.ok_or_else(|| ApiError::unknown_package(name, &entries))?;
-    let describe = move || ModelDescriber::new(&entries, &catalog).model(at);
+    let describe = move || ModelDescriber::new(&app.handle, &entries, &catalog).model(at);
     Ok(Json(tokio::task::spawn_blocking(describe).await?))
 }
 
 /// Data to describe models, each of which is compared with the others.
 struct ModelDescriber<'a> {
+    handle: &'a ManagerHandle,
     entries: &'a Entries,
     /// Shortest name of each entry. `spaces` has their embedding spaces, which are hashes and
     /// therefore computed once.
@@ -199,8 +254,9 @@ struct ModelDescriber<'a> {
 }
 
 impl<'a> ModelDescriber<'a> {
-    fn new(entries: &'a Entries, catalog: &'a Catalog) -> Self {
+    fn new(handle: &'a ManagerHandle, entries: &'a Entries, catalog: &'a Catalog) -> Self {
         Self {
+            handle,
             entries,
             names: entries.iter().map(|entry| name_of(entry, entries)).collect(),
             spaces: entries.iter().map(|entry| entry.manifest.space()).collect(),
@@ -228,15 +284,22 @@ impl<'a> ModelDescriber<'a> {
             version: manifest.version.to_string(),
             revision: entry.record.manifest_digest.short(),
             current: is_it(current.map(|current| &current.key)),
+            awaits_approval: self.entries.is_waiting(entry),
             aliases: aliases.map(|alias| alias.name.to_owned()).collect(),
             canary_of: canaries.map(|alias| alias.name.to_owned()).collect(),
             dimensions: manifest.dimensions,
-            max_sequence_length: manifest.max_sequence_length,
+            matryoshka_dimensions: trained_dimensions(manifest).to_vec(),
+            max_sequence_length: self.handle.max_sequence_length(manifest),
             compatible_dimensions: others(&|other| {
                 self.entries[other].manifest.dimensions == manifest.dimensions
             }),
             compatible_vectors: others(&|other| self.spaces[other] == self.spaces[at]),
             embedding_space: self.spaces[at].to_string(),
+            self_test: ModelSelfTest {
+                text: manifest.self_test.text.clone(),
+                vector: manifest.self_test.vector.clone(),
+                min_cosine: MIN_COSINE,
+            },
             prompts: manifest.prompts.keys().cloned().collect(),
         }
     }

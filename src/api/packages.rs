@@ -17,17 +17,20 @@ use tokio_io_timeout::TimeoutReader;
 use tokio_util::io::{ReaderStream, StreamReader, SyncIoBridge};
 
 use super::App;
+use super::content_encoding::check_identity;
 use super::error::ApiError;
 use super::input::{BODY_TIMEOUT, BodyLimit, PathName, read_optional_json};
 use super::visibility::Visibility;
-use super::wire::{self, Arithmetic, InstalledPackage, Package, PackageList};
+use super::wire::approval::ApprovalResponse;
+use super::wire::validation::ValidationReport;
+use super::wire::{self, Arithmetic, InstalledPackage, Package, PackageFile, PackageList};
 use crate::base::errors::{chain, errno};
 use crate::base::units::Bytes;
 use crate::models::Residency;
 use crate::models::ingest::install::{InstallError, Installation};
 use crate::package::{
-    Consent, Entries, EntryKey, InstallStatus, Origin, RollbackResult, RollbackTarget, Sidecars,
-    SignatureStatus, StoreEntry, write_package,
+    Approval, Consent, Entries, EntryKey, InstallStatus, Origin, RollbackResult, RollbackTarget,
+    Sidecars, SignatureStatus, StoreEntry, trained_dimensions, write_package,
 };
 use crate::telemetry::events::Event;
 use crate::telemetry::log::Message;
@@ -62,7 +65,7 @@ pub(super) async fn show(
     let entry = entries.resolve(&name);
     let entry = entry.ok_or_else(|| ApiError::unknown_package(name, &entries))?;
     let residency = app.handle.residency().await?;
-    Ok(Json(describe(entry, &entries, Some(&residency))))
+    Ok(Json(describe_with_files(entry, &entries, Some(&residency))))
 }
 
 pub(super) async fn install(
@@ -71,6 +74,7 @@ pub(super) async fn install(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<InstalledPackage>, ApiError> {
+    check_identity(&headers)?;
     let consent = consent(query.as_deref())?;
     let sidecars = sidecars(&headers)?;
     let stream = body.into_data_stream().map_err(io::Error::other);
@@ -80,15 +84,7 @@ pub(super) async fn install(
     reader.set_timeout(Some(BODY_TIMEOUT));
     let source = SyncIoBridge::new(Box::pin(reader));
     let installed = app.installer.install(source, sidecars, Origin::Installed, consent);
-    let installed = installed.await.inspect_err(|error| {
-        let reason = chain(error);
-        tracing::error!(
-            name: Message::PackageRefused.name(),
-            reason, errno = errno(error),
-            "package refused"
-        );
-        app.events.publish(Event::PackageRefused { file: None, reason });
-    })?;
+    let installed = installed.await.inspect_err(|error| log_failure(&app, error))?;
     let Installation { entry, existed, .. } = &installed;
     tracing::info!(
         name: Message::PackageAccepted.name(),
@@ -98,6 +94,26 @@ pub(super) async fn install(
     let residency = app.handle.residency().await?;
     let entries = app.handle.store().entries();
     Ok(Json(InstalledPackage::new(&installed, &entries, Some(&residency))))
+}
+
+/// Logs that an uploaded package was not installed. Publishes an event only if the package itself
+/// was rejected, and not after a fault of the daemon or of the machine.
+fn log_failure(app: &App, error: &InstallError) {
+    let reason = chain(error);
+    if !error.is_fault_of_package() {
+        tracing::error!(
+            name: Message::PackageNotInstalled.name(),
+            file = "(upload)", reason, errno = errno(error),
+            "package cannot be installed now"
+        );
+        return;
+    }
+    tracing::error!(
+        name: Message::PackageRefused.name(),
+        reason, errno = errno(error),
+        "package refused"
+    );
+    app.events.publish(Event::PackageRefused { file: None, reason });
 }
 
 impl InstalledPackage {
@@ -204,6 +220,27 @@ pub(super) async fn roll_back(
     Ok(Json(wire::rollback::RollbackResponse { from, to }))
 }
 
+pub(super) async fn approve(
+    State(app): State<App>,
+    PathName(name): PathName,
+) -> Result<Json<ApprovalResponse>, ApiError> {
+    let done = app.installer.approve(name).await.ok_or_else(ApiError::lost_work)?;
+    let Approval { from, approved, to } = done?;
+    tracing::info!(
+        name: Message::ModelApproved.name(),
+        model = %approved.key,
+        "version approved"
+    );
+    let residency = app.handle.residency().await?;
+    let entries = app.handle.store().entries();
+    let package = |entry: &StoreEntry| describe(entry, &entries, Some(&residency));
+    Ok(Json(ApprovalResponse {
+        approved: package(&approved),
+        from: from.as_ref().map(package),
+        to: package(&to),
+    }))
+}
+
 fn rollback(body: wire::rollback::RollbackRequest) -> Result<RollbackTarget, ApiError> {
     match body {
         wire::rollback::RollbackRequest { to: None, clear: false } => Ok(RollbackTarget::Previous),
@@ -226,6 +263,23 @@ pub(super) async fn verify(
     let entry = find(&app, &name)?;
     app.installer.verify(entry.key).await.ok_or_else(ApiError::lost_work)??;
     show(State(app), visibility, PathName(name)).await
+}
+
+/// Answers with a report about every file, the load and the self-test. A faulty model is no error.
+pub(super) async fn validate(
+    State(app): State<App>,
+    PathName(name): PathName,
+) -> Result<Json<ValidationReport>, ApiError> {
+    let entry = find(&app, &name)?;
+    let validation = app.installer.validate(entry.key.clone()).await?;
+    if !validation.has_valid_files() {
+        // This marks the entry, logs the fault and counts it. The report has the error already.
+        drop(app.installer.verify(entry.key.clone()).await);
+    }
+    let mut report = ValidationReport::new(Some(&entry.manifest), &validation);
+    report.revision = Some(entry.record.manifest_digest.short());
+    report.package_sha256 = Some(entry.record.package_digest.to_string());
+    Ok(Json(report))
 }
 
 /// Streams the package, which is packed again from its verified contents.
@@ -284,6 +338,20 @@ pub(super) fn unsigned(app: &App) -> Vec<String> {
     unsigned.map(|entry| entry.key.name().to_owned()).collect()
 }
 
+/// Describes an installed package as [`describe`] does, with its files.
+pub fn describe_with_files(
+    entry: &StoreEntry,
+    entries: &Entries,
+    residency: Option<&BTreeMap<EntryKey, Residency>>,
+) -> Package {
+    let files = entry.manifest.files.iter().map(|member| PackageFile {
+        name: member.path.to_string(),
+        size: member.size,
+        sha256: member.sha256.to_string(),
+    });
+    Package { files: files.collect(), ..describe(entry, entries, residency) }
+}
+
 /// Describes an installed package, one of `entries`. `residency` is `None` when no daemon runs that
 /// could have the model in memory.
 pub fn describe(
@@ -293,6 +361,7 @@ pub fn describe(
 ) -> Package {
     let StoreEntry { key, manifest, record, accesses, disabled } = entry;
     let current = entries.resolve(manifest.id.as_str());
+    let answered = entries.answered_by(entry);
     let mut problem = match &record.status {
         InstallStatus::Corrupt(reason) | InstallStatus::Quarantined(reason) => Some(reason.clone()),
         InstallStatus::Untested | InstallStatus::Available => None,
@@ -323,6 +392,8 @@ pub fn describe(
         version: manifest.version.to_string(),
         revision: record.manifest_digest.short(),
         current: current.is_some_and(|current| current.key == *key),
+        awaits_approval: entries.is_waiting(entry),
+        answers_for: answered.map(|corrupt| corrupt.manifest.version.to_string()),
         origin: match record.origin {
             Origin::Bundled { .. } => "bundled",
             Origin::Dropped { .. } => "dropped",
@@ -343,6 +414,7 @@ pub fn describe(
         arithmetic,
         waiting: queued,
         dimensions: manifest.dimensions,
+        matryoshka_dimensions: trained_dimensions(manifest).to_vec(),
         max_sequence_length: manifest.max_sequence_length,
         precision: manifest.precision.name().to_owned(),
         architecture: manifest.architecture.clone(),
@@ -351,6 +423,8 @@ pub fn describe(
         languages: manifest.languages.clone(),
         license: manifest.license.clone(),
         source: manifest.source.clone(),
+        source_revision: manifest.revision.clone(),
+        files: Vec::new(),
         size_bytes: manifest.total_size(),
         package_sha256: record.package_digest.to_string(),
         manifest_sha256: record.manifest_digest.to_string(),

@@ -1,4 +1,4 @@
-//! Ranks documents for a query: `POST /v1/rank`, and text-embeddings-inference's `POST /rerank`.
+//! Ranks documents for a query: `POST /v1/rank`. Other dialects use the steps of it.
 //!
 //! The ranking uses the cosine of query and document, each embedded with the model's prompt for it;
 //! or keywords; or both, with fused ranks. Vectors are compared only within one answer. Therefore
@@ -17,11 +17,14 @@ use super::error::ApiError;
 use super::input::read_json;
 use super::request_context::RequestContext;
 use super::response::set_embedding_headers;
-use super::wire::rank::{RankRequest, RankResponse, RankedDocument, RerankRequest, RerankedText};
-use super::{App, keyword};
+use super::wire::rank::{RankRequest, RankResponse, RankedDocument};
+use super::wire::truncate::Truncate;
+use super::{App, keyword, usage};
+use crate::engine::Truncation;
 use crate::models::Fallback;
 use crate::models::residency::load::cosine;
-use crate::service::{CheckedInput, EmbedRequest, Embeddings, Input, Prompt};
+use crate::models::usage::recommend::TaskType;
+use crate::service::{CallContext, CheckedInput, EmbedRequest, Embeddings, Input, Prompt};
 
 /// Header with the mode of the ranking.
 const MODE: HeaderName = HeaderName::from_static("x-caxton-mode");
@@ -73,6 +76,8 @@ pub(super) struct Comparison {
     pub(super) query_param: &'static str,
     /// Name of the field with the documents, for errors.
     pub(super) documents_param: &'static str,
+    /// Task for which a model is selected if the request names none.
+    pub(super) task_type: TaskType,
 }
 
 /// Scores in the order of the documents, with the mode that produced them.
@@ -92,7 +97,7 @@ pub(super) async fn rank(
     let mode = RankMode::read(request.mode.as_deref())?;
     let caller = caller.with_fallback(request.allow_fallback);
     let model = request.model.as_deref();
-    let search = search_requests(request.query, request.documents, "documents", false)?;
+    let search = search_requests(request.query, request.documents, "documents", None)?;
     // Check the size before vectors are computed in vain.
     if mode == RankMode::Hybrid {
         check_words(&search)?;
@@ -122,7 +127,7 @@ pub(super) async fn rank(
     let used = scores.used();
     let answer = RankResponse {
         object: "list".to_owned(),
-        model: scores.embedded.as_ref().map(|(query, _)| query.info.manifest.id.to_string()),
+        model: scores.model(),
         mode: scores.mode.name().to_owned(),
         results: ranked.collect(),
         usage: super::wire::Usage { prompt_tokens: used, total_tokens: used },
@@ -130,44 +135,16 @@ pub(super) async fn rank(
     Ok(scores.set_headers(&caller, Json(answer).into_response()))
 }
 
-pub(super) async fn rerank(
-    State(app): State<App>,
-    caller: RequestContext,
-    body: Body,
-) -> Result<Response, ApiError> {
-    let request: RerankRequest = read_json(&app, &caller, body).await?;
-    let refuse_long = request.truncate == Some(false);
-    let search = search_requests(request.query, request.texts, "texts", refuse_long)?;
-    if request.return_text {
-        charge_texts(&caller, &search.documents)?;
-    }
-    let scores = compare(&app, &caller, request.model.as_deref(), &search).await?;
-    let shown = match (request.raw_scores, scores.mode) {
-        (true, _) => scores.scores.clone(),
-        // Map the scores to 0 to 1 without changing their order.
-        (false, RankMode::Keyword) => scores.similarities(),
-        (false, RankMode::Semantic | RankMode::Hybrid) => {
-            scores.scores.iter().map(|cosine| f32::midpoint(1.0, *cosine)).collect()
-        }
-    };
-    let answer: Vec<RerankedText> = best_first(&shown)
-        .into_iter()
-        .map(|index| RerankedText {
-            index,
-            text: returned(request.return_text, &search.documents, index),
-            score: shown[index],
-        })
-        .collect();
-    Ok(scores.set_headers(&caller, Json(answer).into_response()))
-}
-
 /// Returns the text of a document for the answer if `is_wanted`.
-fn returned(is_wanted: bool, documents: &EmbedRequest, index: usize) -> Option<String> {
+pub(super) fn returned(is_wanted: bool, documents: &EmbedRequest, index: usize) -> Option<String> {
     documents.input.texts().get(index).filter(|_| is_wanted).cloned()
 }
 
 /// Charges the documents, which the answer contains.
-fn charge_texts(caller: &RequestContext, documents: &EmbedRequest) -> Result<(), ApiError> {
+pub(super) fn charge_texts(
+    caller: &RequestContext,
+    documents: &EmbedRequest,
+) -> Result<(), ApiError> {
     let bytes = total_bytes(documents.input.texts());
     Ok(caller.call.charge.grow((bytes as u64).saturating_mul(RETURNED_FACTOR))?)
 }
@@ -177,11 +154,11 @@ fn total_bytes(texts: &[String]) -> usize {
 }
 
 /// Builds the requests for the query and the documents, each with the model's prompt for it.
-fn search_requests(
+pub(super) fn search_requests(
     query: String,
     documents: Vec<String>,
     documents_param: &'static str,
-    refuse_long: bool,
+    truncate: Option<Truncate>,
 ) -> Result<Comparison, ApiError> {
     let query_param = "query";
     if query.is_empty() {
@@ -190,14 +167,20 @@ fn search_requests(
     let embed = |texts, param, prompt| {
         let input = CheckedInput::new(Input::Texts(texts));
         let input = input.map_err(|error| ApiError::of_embed(error, param))?;
-        let embed = EmbedRequest::new(input);
-        Ok::<_, ApiError>(EmbedRequest { prompt, refuse_long, is_compared: true, ..embed })
+        Ok::<_, ApiError>(EmbedRequest {
+            prompt,
+            refuse_long: truncate.is_some_and(Truncate::refuses_long),
+            truncation: truncate.map_or_else(Truncation::default, Truncate::truncation),
+            is_compared: true,
+            ..EmbedRequest::new(input)
+        })
     };
     Ok(Comparison {
         query: embed(vec![query], query_param, Prompt::Query)?,
         documents: embed(documents, documents_param, Prompt::Passage)?,
         query_param,
         documents_param,
+        task_type: TaskType::Search,
     })
 }
 
@@ -214,23 +197,35 @@ pub(super) async fn compare(
             let scores = cosines(&query, &documents);
             Ok(Scores { mode: RankMode::Semantic, scores, embedded: Some((query, documents)) })
         }
-        Err(error) if error.is_degraded() && caller.call.allow_fallback != Some(false) => {
+        Err(error) if error.is_degraded() && allows_keywords(&caller.call) => {
             by_keyword(app, caller, comparison).await
         }
         Err(error) => Err(error),
     }
 }
 
+/// Returns whether documents may be ranked by keyword if no model can answer. A caller that expects
+/// an embedding space wants the scores of its vectors.
+fn allows_keywords(call: &CallContext) -> bool {
+    call.allow_fallback != Some(false) && call.expected_space.is_none()
+}
+
 async fn by_model(
     app: &App,
     caller: &RequestContext,
     model: Option<&str>,
-    Comparison { query, documents, query_param, documents_param }: Comparison,
+    Comparison { query, documents, query_param, documents_param, task_type }: Comparison,
 ) -> Result<(Embeddings, Embeddings), ApiError> {
     let of_query = |error| ApiError::of_embed(error, query_param);
     let of_documents = |error| ApiError::of_embed(error, documents_param);
     let call = &caller.call;
     let fallback = Fallback::Comparison(call.allow_fallback);
+    let selected = match model {
+        // An empty name means that the field was left out.
+        None | Some("") => usage::select_model(app, call, task_type).await?,
+        Some(_) => None,
+    };
+    let model = selected.as_deref().or(model);
     // The query alone selects between an alias's model and its canary, so that the same query
     // always gets the same model.
     let leased = app.service.lease(call, model, query.input.input(), fallback).await;
@@ -300,7 +295,7 @@ fn fuse_rankings(cosines: &[f32], keywords: &[f32]) -> Vec<f32> {
 }
 
 /// Returns the indices sorted by descending score. Equal scores keep their order.
-fn best_first(scores: &[f32]) -> Vec<usize> {
+pub(super) fn best_first(scores: &[f32]) -> Vec<usize> {
     let mut positions: Vec<usize> = (0..scores.len()).collect();
     positions.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
     positions
@@ -316,7 +311,25 @@ impl Scores {
         }
     }
 
-    fn used(&self) -> usize {
+    /// Returns the scores of rerankers in the order of the documents: cosines or keyword scores if
+    /// `raw`, otherwise the same mapped to 0 to 1, which keeps their order.
+    pub(super) fn relevance(&self, raw: bool) -> Vec<f32> {
+        match (raw, self.mode) {
+            (true, _) => self.scores.clone(),
+            (false, RankMode::Keyword) => self.similarities(),
+            (false, RankMode::Semantic | RankMode::Hybrid) => {
+                self.scores.iter().map(|cosine| f32::midpoint(1.0, *cosine)).collect()
+            }
+        }
+    }
+
+    /// Returns the id of the model that computed the vectors; `None` for keywords.
+    pub(super) fn model(&self) -> Option<String> {
+        self.embedded.as_ref().map(|(query, _)| query.info.manifest.id.to_string())
+    }
+
+    /// Returns the tokens computed, special tokens included.
+    pub(super) fn used(&self) -> usize {
         self.embedded.as_ref().map_or(0, |(query, documents)| query.used() + documents.used())
     }
 

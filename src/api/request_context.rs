@@ -3,6 +3,7 @@
 //! Defines the names of these headers and the id of a request. Checks the form of their values.
 //! Other modules use the values.
 
+use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -15,7 +16,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 
 use super::App;
-use super::error::ApiError;
+use super::error::{ApiError, EXPECTED_SPACE};
 use super::peer_credentials::{ConnectionId, PeerCredentials};
 use super::visibility::Visibility;
 use crate::config::TenantSettings;
@@ -35,6 +36,8 @@ const TIMEOUT: HeaderName = HeaderName::from_static("x-caxton-timeout-ms");
 /// Header with the tenant for which an administrator sends the request. If absent, the user of the
 /// connection determines the tenant.
 pub(super) const TENANT: HeaderName = HeaderName::from_static("x-caxton-tenant");
+/// Longest name of an embedding space that a request expects.
+const MAX_SPACE: usize = 256;
 /// Longest id of a request that is returned.
 const MAX_REQUEST_ID: usize = 128;
 
@@ -85,6 +88,19 @@ impl RequestContext {
     }
 }
 
+/// Id of a request, for dialects that have it in the body of the answer.
+#[derive(Debug)]
+pub(super) struct RequestId(pub(super) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for RequestId {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
+        let id = parts.headers.get(&REQUEST_ID).and_then(|id| id.to_str().ok());
+        Ok(Self(id.unwrap_or_default().to_owned()))
+    }
+}
+
 impl FromRequestParts<App> for RequestContext {
     type Rejection = ApiError;
 
@@ -102,6 +118,15 @@ impl FromRequestParts<App> for RequestContext {
             Some("interactive") => Some(Priority::Interactive),
             Some("bulk") => Some(Priority::Bulk),
             Some(other) => return Err(wrong(&PRIORITY, other, "\"interactive\" or \"bulk\"")),
+        };
+        let expected_space = match header(headers, &HeaderName::from_static(EXPECTED_SPACE))? {
+            None => None,
+            Some(space) if (1..=MAX_SPACE).contains(&space.len()) => Some(space.into()),
+            Some(space) => {
+                let name = HeaderName::from_static(EXPECTED_SPACE);
+                let found: String = space.chars().take(MAX_SPACE).collect();
+                return Err(wrong(&name, &found, "the name of an embedding space"));
+            }
         };
         let timeout = match header(headers, &TIMEOUT)? {
             None => REQUEST_TIMEOUT,
@@ -128,6 +153,7 @@ impl FromRequestParts<App> for RequestContext {
             user,
             charge,
             allow_fallback,
+            expected_space,
             priority,
             tenant,
             deadline,
@@ -151,7 +177,8 @@ impl TenantContext {
         app.handle.catalog().default_model(self.settings())
     }
 
-    fn settings(&self) -> Option<&TenantSettings> {
+    /// Returns the settings of the tenant.
+    pub(super) fn settings(&self) -> Option<&TenantSettings> {
         self.0.as_deref().map(|tenant| &tenant.settings)
     }
 }
@@ -195,10 +222,11 @@ fn wrong(name: &HeaderName, found: &str, expected: &str) -> ApiError {
     ApiError::invalid(Some(name.to_string()), message)
 }
 
-/// Adds the id of the request to its answer: the client's own id, or a new one.
-pub(super) async fn give_request_id(request: Request, next: Next) -> Response {
+/// Adds the id of the request to the request and to its answer: the client's own id, or a new one.
+pub(super) async fn give_request_id(mut request: Request, next: Next) -> Response {
     let id = request.headers().get(&REQUEST_ID).filter(|id| id.len() <= MAX_REQUEST_ID);
     let id = id.cloned().unwrap_or_else(new_request_id);
+    request.headers_mut().insert(REQUEST_ID, id.clone());
     let mut response = next.run(request).await;
     response.headers_mut().insert(REQUEST_ID, id);
     response

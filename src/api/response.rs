@@ -20,6 +20,8 @@ use crate::telemetry::log::Message;
 /// Header with the embedding space, the identity under which the vectors of an answer may be
 /// compared with others.
 pub(super) const EMBEDDING_SPACE: &str = "x-caxton-embedding-space";
+/// Header with the factor from the components of vectors of length 1 to the numbers of an answer.
+const VECTOR_SCALE: &str = "x-caxton-vector-scale";
 /// Number of values up to which an answer is written on the runtime's own thread. This takes about
 /// 0.1 ms.
 const INLINE_VALUES: usize = 2048;
@@ -68,6 +70,9 @@ pub(super) fn set_embedding_headers(
     response: &mut Response,
 ) {
     set_model_headers(&embedded.info, response);
+    if let Some(scale) = embedded.output_type.scale() {
+        insert(response.headers_mut(), VECTOR_SCALE, &scale.to_string());
+    }
     let truncated = embedded.tokens.iter().filter(|tokens| tokens.used < tokens.provided).count();
     let Timings { tokenization, queue, inference } = embedded.timings;
     // The metrics read the timings, and the charge must be held until the answer is written.

@@ -8,21 +8,31 @@ use axum::extract::{RawQuery, State};
 
 use super::App;
 use super::error::ApiError;
+use super::input::parameter;
 use super::request_context::TenantContext;
 use super::visibility::Visibility;
 use super::wire::{
-    ModelStats, ModelStatsList, NextUse, Percentiles, Recommendation, Recommendations,
+    HoursUsed, ModelStats, ModelStatsList, NextUse, Percentiles, Recommendation, Recommendations,
 };
 use crate::base::units::Bytes;
 use crate::models::Residency;
-use crate::models::usage::recommend::{Candidate, MemoryFit, RecommendationQuery, recommend};
+use crate::models::catalog;
+use crate::models::usage::recommend::{
+    self, Candidate, MemoryFit, RecommendationQuery, Suitability, TaskType, recommend,
+};
 use crate::models::usage::{self, UsageStats};
 use crate::package::{EntryKey, StoreEntry};
+use crate::service::CallContext;
 
 /// Parameters of [`recommendations`].
 const PARAMETERS: [&str; 3] = ["task_type", "complexity", "max_latency_ms"];
 
-pub(super) async fn stats(State(app): State<App>, visibility: Visibility) -> Json<ModelStatsList> {
+pub(super) async fn stats(
+    State(app): State<App>,
+    visibility: Visibility,
+    RawQuery(query): RawQuery,
+) -> Result<Json<ModelStatsList>, ApiError> {
+    let order = parameter(query.as_deref(), "sort", &["name", "use"])?;
     let mut stats = app.handle.usage().stats(SystemTime::now());
     let entries = app.handle.store().entries();
     let installed = entries.iter().map(|entry| entry.key.clone());
@@ -34,8 +44,14 @@ pub(super) async fn stats(State(app): State<App>, visibility: Visibility) -> Jso
     models.extend(stats.into_iter().map(|(key, stats)| (key, stats, false)));
     models.retain(|(key, ..)| visibility.shows(key));
     models.sort_by(|(a, ..), (b, ..)| a.cmp(b));
+    if order.as_deref() == Some("use") {
+        models.sort_by(|(_, a, _), (_, b, _)| {
+            let rates = b.uses_per_hour.total_cmp(&a.uses_per_hour);
+            rates.then(b.requests.cmp(&a.requests))
+        });
+    }
     let models = models.into_iter().map(|(key, stats, installed)| show(&key, stats, installed));
-    Json(ModelStatsList { models: models.collect() })
+    Ok(Json(ModelStatsList { models: models.collect() }))
 }
 
 fn show(key: &EntryKey, stats: UsageStats, installed: bool) -> ModelStats {
@@ -57,6 +73,10 @@ fn show(key: &EntryKey, stats: UsageStats, installed: bool) -> ModelStats {
         load_ms: stats.reload_cost.map(millis),
         uses_per_hour: stats.uses_per_hour,
         use_by_hour: stats.use_by_hour,
+        hours_used: stats.hours_used.map(|hours| HoursUsed {
+            last_7_days: hours.last_7_days,
+            previous_7_days: hours.previous_7_days,
+        }),
         next_use: stats.next_use.map(|expected| NextUse {
             at: expected.at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             probability: expected.probability,
@@ -81,21 +101,9 @@ pub(super) async fn recommendations(
     RawQuery(query): RawQuery,
 ) -> Result<Json<Recommendations>, ApiError> {
     let query = parse(query.as_deref().unwrap_or_default())?;
-    let residency = app.handle.residency().await?;
-    let headroom = app.handle.memory().await?.headroom;
-    let usage = app.handle.usage();
     let entries = viewer.visible_models(&app);
-    let candidates = entries.iter().map(|entry| Candidate {
-        key: &entry.key,
-        manifest: &entry.manifest,
-        p95: usage.recent_latency(&entry.key).map(|latency| latency.p95),
-        memory: match residency.get(&entry.key) {
-            Some(Residency::Resident { .. }) => MemoryFit::Resident,
-            _ if fits(entry, headroom) => MemoryFit::Fits,
-            _ => MemoryFit::DoesNotFit,
-        },
-    });
-    let found = recommend(query, &Vec::from_iter(candidates));
+    let approved = entries.iter().filter(|entry| !entry.record.awaits_approval);
+    let found = recommend_among(&app, query, approved).await?;
     let recommendations = found.into_iter().map(|found| {
         let (id, version, _revision) = found.key.parts();
         Recommendation {
@@ -110,6 +118,56 @@ pub(super) async fn recommendations(
         }
     });
     Ok(Json(Recommendations { recommendations: recommendations.collect() }))
+}
+
+/// Returns the name of the model that is recommended for a request of `task_type` without a model
+/// name. Returns `None` if the default model is to answer: the settings do not want a selection,
+/// the request expects the embedding space of the default model, or no model is known to suit the
+/// task and fits into memory.
+pub(super) async fn select_model(
+    app: &App,
+    call: &CallContext,
+    task_type: TaskType,
+) -> Result<Option<String>, ApiError> {
+    if !app.settings.borrow().memory.dynamic_selection || call.expected_space.is_some() {
+        return Ok(None);
+    }
+    let tenant = call.tenant_settings();
+    let entries = app.handle.catalog().servable(tenant);
+    // Of each id, only the version that the id means: not an older one, and not one that waits for
+    // approval.
+    let current = entries.iter().filter(|entry| {
+        let meant = entries.resolve(entry.key.id());
+        meant.is_some_and(|meant| meant.key == entry.key) && catalog::permits(tenant, entry)
+    });
+    let query = RecommendationQuery { task_type, ..RecommendationQuery::default() };
+    let best = recommend_among(app, query, current).await?.into_iter().next();
+    let best = best.filter(|best| {
+        best.suitability == Suitability::Intended && best.memory != MemoryFit::DoesNotFit
+    });
+    Ok(best.map(|best| best.key.name().to_owned()))
+}
+
+/// Returns those of `entries` that `query` allows, the best first.
+async fn recommend_among<'a>(
+    app: &App,
+    query: RecommendationQuery,
+    entries: impl Iterator<Item = &'a StoreEntry>,
+) -> Result<Vec<recommend::Recommendation>, ApiError> {
+    let residency = app.handle.residency().await?;
+    let headroom = app.handle.memory().await?.headroom;
+    let usage = app.handle.usage();
+    let candidates = entries.map(|entry| Candidate {
+        key: &entry.key,
+        manifest: &entry.manifest,
+        p95: usage.recent_latency(&entry.key).map(|latency| latency.p95),
+        memory: match residency.get(&entry.key) {
+            Some(Residency::Resident { .. }) => MemoryFit::Resident,
+            _ if fits(entry, headroom) => MemoryFit::Fits,
+            _ => MemoryFit::DoesNotFit,
+        },
+    });
+    Ok(recommend(query, &Vec::from_iter(candidates)))
 }
 
 /// Returns whether the model fits into memory beside the resident models. The total size of its
@@ -157,7 +215,7 @@ fn word<T: FromStr<Err: std::fmt::Display>>(name: &str, value: &str) -> Result<T
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::usage::recommend::{Complexity, TaskType};
+    use crate::models::usage::recommend::Complexity;
     use proptest::prelude::*;
 
     #[test]

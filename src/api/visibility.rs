@@ -15,6 +15,7 @@ use super::wire::events::Event;
 use super::wire::memory::MemoryAction;
 use super::wire::{Configuration, QuarantinedPackage, tenants};
 use crate::models::catalog::TenantModels;
+use crate::models::ingest::intake::Intake;
 use crate::package::{Entries, EntryKey};
 use crate::service::Tenant;
 
@@ -96,6 +97,11 @@ impl Visibility {
         quarantine.filter(|_| self.shows_refused())
     }
 
+    /// Returns the visible part of the packages on their way: all of it or nothing.
+    pub(super) fn intake(&self, intake: Arc<Intake>) -> Arc<Intake> {
+        if self.shows_refused() { intake } else { Arc::default() }
+    }
+
     /// Returns the visible part of `action`, which concerns the model `key` if there is one.
     pub(super) fn action(
         &self,
@@ -128,10 +134,12 @@ impl Visibility {
         match event.kind.as_str() {
             "lagged" => Some(event),
             "pressure_changed" => Some(reason(event)),
-            "model_loaded" | "model_failed" | "package_accepted" => {
-                shows(&event.model).then_some(event)
-            }
-            "model_unloaded" | "model_evicted" => shows(&event.model).then(|| reason(event)),
+            "model_loaded" | "model_rolled_back" | "model_approved" | "update_waiting"
+            | "package_accepted" => shows(&event.model).then_some(event),
+            "model_unloaded" | "model_evicted" | "model_failed" | "model_corrupt"
+            | "package_removed" | "store_limit" => shows(&event.model).then(|| reason(event)),
+            // The models may be others' models, and the bytes are those of all.
+            "memory_flushed" => (!self.is_restricted()).then_some(event),
             "fallback" => (shows(&event.model) && shows(&event.answered_by)).then(|| reason(event)),
             _ => None,
         }
@@ -149,5 +157,43 @@ impl Visibility {
                     .is_some_and(|(id, _)| held.has_id(id))
         };
         metrics.lines().filter(is_shown).fold(String::new(), |shown, line| shown + line + "\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Settings, TenantSettings};
+    use crate::models::catalog::Catalog;
+    use crate::package::fixture::entry;
+
+    /// Returns the rules for a client that may see all models, or only `m`.
+    fn rules(is_restricted: bool) -> Visibility {
+        let entries = Entries::from_iter(["m", "other"].map(|id| entry(id, "1", 2, id)));
+        let allowed_models = is_restricted.then(|| vec!["m".to_owned()]);
+        let tenant = TenantSettings { allowed_models, ..TenantSettings::default() };
+        let catalog = Catalog::new(entries, Arc::new(Settings::default()));
+        Visibility { is_admin: false, tenant: None, models: catalog.tenant_models(Some(&tenant)) }
+    }
+
+    fn event(kind: &str, model: &str) -> Event {
+        let (kind, model) = (kind.to_owned(), Some(model.to_owned()));
+        Event { kind, model, reason: Some("other@1 was removed".to_owned()), ..Event::default() }
+    }
+
+    #[test]
+    fn restricted_tenant_sees_events_of_its_models_without_reasons() {
+        for kind in ["model_failed", "model_evicted", "model_corrupt", "store_limit"] {
+            let shown = rules(true).event(event(kind, "m@1")).unwrap();
+            assert_eq!((shown.kind.as_str(), shown.reason), (kind, None));
+            assert_eq!(rules(true).event(event(kind, "other@1")), None, "{kind}");
+            let shown = rules(false).event(event(kind, "other@1")).unwrap();
+            assert!(shown.reason.is_some(), "{kind}");
+        }
+        for kind in ["update_waiting", "model_approved", "model_rolled_back"] {
+            assert!(rules(true).event(event(kind, "m")).is_some(), "{kind}");
+            assert_eq!(rules(true).event(event(kind, "other")), None, "{kind}");
+        }
+        assert_eq!(rules(false).event(event("package_refused", "m@1")), None);
     }
 }

@@ -5,8 +5,9 @@
 //! The engine quantizes its activations in the same blocks, so that a large channel makes the steps
 //! of its own block coarser and of no other block.
 //!
-//! The engine rounds weights that are stored as floats by the same rules as `caxton pack`, so that
-//! both give the same integers. This module is pure: it knows neither files nor the packed form.
+//! The engine rounds weights that are stored as floats by the same rules as `caxton model pack`, so
+//! that both give the same integers. This module is pure: it knows neither files nor the packed
+//! form.
 
 /// Largest magnitude of an integer: the range of an `i8` that is symmetric about 0.
 pub(crate) const STEPS: f32 = 127.0;

@@ -4,17 +4,25 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 
 use super::client::{Client, ClientError};
-use super::{Connection, print_error, terminal};
+use super::{Connection, model_names, print_error, terminal};
 use crate::api::describe_value;
+use crate::api::wire::DaemonStatus;
 use crate::api::wire::configuration::{ActiveConfiguration, ConfigValue};
 use crate::base::exit::Exit;
 use crate::config::{self, ConfigSource, Provenance, Settings};
 
+/// Longest time for the answer of a running daemon with its models.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Check a configuration, and show every problem with its file, line and column.
+///
+/// If a daemon runs, a note names each of memory.fallback_models whose vectors no request for
+/// another model gets.
 #[derive(Debug, Args)]
 pub(super) struct Check {
     /// Configuration file to check alone [default: the files that the daemon would read].
@@ -45,6 +53,9 @@ impl Check {
             }
         }
         drop(out);
+        for note in Self::fallback_notes(connection, &explained).await {
+            print_error(&format!("note: {note}"));
+        }
         if self.diff {
             self.print_differences(connection, &explained).await?;
         }
@@ -74,6 +85,23 @@ impl Check {
         Ok(())
     }
 
+    /// Returns notes about fallbacks that can answer for no model. Only a running daemon knows the
+    /// models; without its answer, there are no notes.
+    async fn fallback_notes(
+        connection: &Connection,
+        Provenance { loaded, values, .. }: &Provenance,
+    ) -> Vec<String> {
+        let settings = &loaded.settings;
+        let status = async {
+            let mut client = Client::connect(&socket(connection, settings)).await?;
+            client.get::<DaemonStatus>("/status").await
+        };
+        match tokio::time::timeout(PATIENCE, status).await {
+            Ok(Ok(status)) => model_names::fallback_notes(settings, values, &status.packages),
+            Ok(Err(_)) | Err(_) => Vec::new(),
+        }
+    }
+
     /// Fetches the values that apply in the running daemon; `None` when no daemon runs, or with
     /// `--defaults`.
     async fn daemon(
@@ -84,7 +112,7 @@ impl Check {
         if self.defaults {
             return Ok(None);
         }
-        let socket = connection.socket.clone().unwrap_or_else(|| settings.socket.path.clone());
+        let socket = socket(connection, settings);
         let mut client = match Client::connect(&socket).await {
             Ok(client) => client,
             Err(error) if error.is_unreachable() => {
@@ -100,6 +128,11 @@ impl Check {
             client.get("/api/configuration").await;
         Ok(Some(answer?))
     }
+}
+
+/// Returns the path of the daemon's socket.
+fn socket(connection: &Connection, settings: &Settings) -> PathBuf {
+    connection.socket.clone().unwrap_or_else(|| settings.socket.path.clone())
 }
 
 /// Returns one line for each key whose value differs. If only one side has a model or alias, it is
@@ -157,7 +190,7 @@ mod tests {
             [
                 "socket.mode: \"0660\" → \"0600\" (default) [restart]",
                 "embedding.queue_size: 9 → 1000 (default)",
-                "models.c.1.max_idle_time: never → 1m 30s (default)",
+                "models.c.1.max_idle_time: default → 1m 30s (default)",
                 "models.a.pinned: true → false (default)",
             ]
         );

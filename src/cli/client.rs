@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{Method, Request, Response, StatusCode, header};
@@ -22,6 +23,10 @@ use crate::api::wire::{ErrorBody, ErrorResponse};
 /// Largest answer, since answers are read into memory: that of 2,048 vectors of 65,536 numbers as
 /// text.
 const MAX_ANSWER: usize = 4 << 30;
+/// Retries of a request that a busy daemon rejects.
+const RETRIES: usize = 50;
+/// Time before such a retry.
+const RETRY_DELAY: Duration = Duration::from_millis(200);
 
 /// Error of a request to the daemon.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +60,13 @@ impl ClientError {
     pub(super) fn is_unreachable(&self) -> bool {
         matches!(self, Self::Unreachable { source, .. }
             if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused))
+    }
+
+    /// Returns whether the daemon rejected the request because it is busy, so that a later attempt
+    /// can succeed.
+    pub(super) fn is_busy(&self) -> bool {
+        matches!(self, Self::Refused { status, body }
+            if *status == StatusCode::TOO_MANY_REQUESTS || body.code == "overloaded")
     }
 }
 
@@ -132,6 +144,24 @@ impl Client {
         body: &impl Serialize,
     ) -> Result<T, ClientError> {
         self.send_json(Method::POST, path, body).await
+    }
+
+    /// Does the same as [`post`](Self::post), and retries for ten seconds while the daemon is busy.
+    pub(super) async fn post_patiently<T: DeserializeOwned>(
+        &mut self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let mut retries = 0;
+        loop {
+            match self.post(path, body).await {
+                Err(error) if error.is_busy() && retries < RETRIES => {
+                    retries += 1;
+                    tokio::time::sleep(RETRY_DELAY).await;
+                }
+                done => return done,
+            }
+        }
     }
 
     /// Sends `method path` with `body` as JSON and parses the JSON answer.

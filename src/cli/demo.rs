@@ -192,7 +192,7 @@ async fn show(daemon: &Daemon, start: Duration, waits: bool) -> anyhow::Result<(
         .iter()
         .filter_map(|embedding| match &embedding.embedding {
             Vector::Float(vector) => Some(vector.as_slice()),
-            Vector::Base64(_) => None,
+            Vector::Signed(_) | Vector::Unsigned(_) | Vector::Base64(_) => None,
         })
         .collect();
     if vectors.len() != SENTENCES.len() {

@@ -104,6 +104,11 @@ fn format_time(event: &Event) -> String {
     }
 }
 
+/// Formats a time such as `9m 59s`.
+pub(super) fn time(seconds: u64) -> String {
+    humantime::format_duration(Duration::from_secs(seconds)).to_string()
+}
+
 /// Formats an event in one line, without its time.
 pub(super) fn describe(event: &Event) -> String {
     let mut words = vec![event.kind.replace('_', " ")];
@@ -115,6 +120,12 @@ pub(super) fn describe(event: &Event) -> String {
         words.push(level.clone());
         words.extend(event.level_before.as_ref().map(|before| format!("(was {before})")));
     }
+    words.extend(event.state.as_ref().map(|state| state.replace('_', " ")));
+    if let (Some(version), Some(before)) = (&event.version, &event.version_before) {
+        words.push(format!("to {version} (was {before})"));
+    }
+    words.extend((!event.models.is_empty()).then(|| event.models.join(", ")));
+    words.extend(event.retry_in_seconds.map(|seconds| format!("(retried in {})", time(seconds))));
     words.extend(event.generation.map(|generation| format!("(applied {generation} times)")));
     words.extend(event.bytes.filter(|bytes| *bytes > 0).map(|bytes| Bytes(bytes).to_string()));
     words.extend(event.duration_ms.map(|millis| format!("in {millis} ms")));
@@ -165,6 +176,40 @@ mod tests {
                     ..event("package_refused")
                 },
                 "2026-11-21T14:31:13Z  package refused a\\u{1b}[31m\\n: one; two\\nlines",
+            ),
+            (
+                Event {
+                    file: Some("a".to_owned()),
+                    retry_in_seconds: Some(600),
+                    reason: Some("full".to_owned()),
+                    ..event("package_failed")
+                },
+                "2026-11-21T14:31:13Z  package failed a (retried in 10m): full",
+            ),
+            (
+                Event {
+                    file: Some("a".to_owned()),
+                    state: Some("kept_out".to_owned()),
+                    ..event("package_waiting")
+                },
+                "2026-11-21T14:31:13Z  package waiting a kept out",
+            ),
+            (
+                Event {
+                    model: Some("m".to_owned()),
+                    version_before: Some("2".to_owned()),
+                    version: Some("1".to_owned()),
+                    ..event("model_rolled_back")
+                },
+                "2026-11-21T14:31:13Z  model rolled back m to 1 (was 2)",
+            ),
+            (
+                Event {
+                    models: vec!["a@1".to_owned(), "b@2".to_owned()],
+                    bytes: Some(23 << 20),
+                    ..event("memory_flushed")
+                },
+                "2026-11-21T14:31:13Z  memory flushed a@1, b@2 23.0 MiB",
             ),
             (
                 Event { at: None, missed: Some(7), ..event("lagged") },

@@ -11,8 +11,8 @@ use super::bar::share;
 use super::client::segment;
 use super::{Connection, print_json, print_table, terminal};
 use crate::api::wire::memory::{
-    FlushResponse, LoadModelRequest, MemoryLimit, MemoryLimitSetting, MemoryStatus, ModelMemory,
-    ResidencyChange,
+    FlushRequest, FlushResponse, LoadModelRequest, LoadModelsRequest, LoadedModels, MemoryLimit,
+    MemoryLimitSetting, MemoryStatus, ModelMemory, ResidencyChange,
 };
 use crate::base::units::Bytes;
 
@@ -21,23 +21,33 @@ use crate::base::units::Bytes;
 pub(super) enum Memory {
     /// Show the memory pressure, the limits, and the models with their memory.
     Status(Status),
-    /// Unload all models that are not pinned, and wait until they are unloaded; for administrators.
+    /// Unload all models that are not pinned, or only idle ones, and wait until they are unloaded;
+    /// for administrators.
+    #[command(
+        after_help = "Examples:\n  caxton memory flush\n  caxton memory flush --idle 10m\n  caxton memory flush --caches"
+    )]
     Flush(Flush),
-    /// Load a model, and optionally pin or unpin it; for administrators.
+    /// Load models, and optionally pin or unpin them; for administrators.
     #[command(
         after_help = "Examples:\n  caxton memory load bundled-mini --pin\n  caxton memory load bundled-mini --unpin"
     )]
     Load(Load),
-    /// Unload a model, and wait until it is unloaded; for administrators.
-    #[command(after_help = "Examples:\n  caxton memory unload bundled-mini")]
+    /// Unload a model, and wait until it is unloaded, at most 10 s; for administrators.
+    #[command(
+        after_help = "Examples:\n  caxton memory unload bundled-mini\n  caxton memory unload bundled-mini --force"
+    )]
     Unload(Unload),
-    /// Limit the daemon's memory until its next start; for administrators.
+    /// Limit the daemon's memory until its next start or until memory.memory_limit is changed; for
+    /// administrators.
     #[command(after_help = "Examples:\n  caxton memory limit 2GiB\n  caxton memory limit auto")]
     Limit(Limit),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Status {
+    /// Order of the models: by name, the last used first, or the largest first.
+    #[arg(long, value_name = "ORDER", default_value = "name", value_parser = ["name", "use", "memory"])]
+    sort: String,
     /// Print the complete answer of the daemon in JSON, with the last actions against pressure.
     #[arg(long)]
     json: bool,
@@ -45,6 +55,12 @@ pub(super) struct Status {
 
 #[derive(Debug, Args)]
 pub(super) struct Flush {
+    /// Unload only the models without a request for this time, such as 10m.
+    #[arg(long, value_name = "TIME", conflicts_with = "caches")]
+    idle: Option<String>,
+    /// Unload no model, and clear only the caches.
+    #[arg(long)]
+    caches: bool,
     /// Print the complete answer of the daemon in JSON.
     #[arg(long)]
     json: bool,
@@ -52,12 +68,13 @@ pub(super) struct Flush {
 
 #[derive(Debug, Args)]
 pub(super) struct Load {
-    /// Model, as `id`, `id@version` or `id@revision`.
-    model: String,
-    /// Exclude the model from eviction until the daemon's next start.
+    /// Models, each as `id`, `id@version` or `id@revision`. They are loaded in this order.
+    #[arg(required = true, value_name = "MODEL")]
+    models: Vec<String>,
+    /// Exclude the models from eviction until the daemon's next start.
     #[arg(long, conflicts_with = "unpin")]
     pin: bool,
-    /// Allow the eviction of the model again.
+    /// Allow the eviction of the models again.
     #[arg(long)]
     unpin: bool,
 }
@@ -66,6 +83,9 @@ pub(super) struct Load {
 pub(super) struct Unload {
     /// Model, as `id`, `id@version` or `id@revision`.
     model: String,
+    /// Drop the requests that wait for the model. Their clients get an error and may retry.
+    #[arg(long)]
+    force: bool,
 }
 
 #[derive(Debug, Args)]
@@ -88,7 +108,8 @@ impl Memory {
 
 impl Status {
     async fn run(self, connection: &Connection) -> anyhow::Result<()> {
-        let status: MemoryStatus = connection.connect().await?.get("/api/memory/status").await?;
+        let path = format!("/api/memory/status?sort={}", self.sort);
+        let status: MemoryStatus = connection.connect().await?.get(&path).await?;
         if self.json {
             return print_json(&status);
         }
@@ -98,8 +119,12 @@ impl Status {
             fact("process", size(status.measured.process_bytes)),
             fact("control group", size(status.measured.unreclaimable_bytes)),
             fact("mapped files", size(status.measured.mapped_bytes)),
+            fact("weights of models", size(status.total_loaded_bytes)),
             fact("headroom for models", size(status.headroom_bytes)),
         ];
+        if let Some(percent) = status.used_percent {
+            facts.push(fact("used", format!("{percent:.1} %")));
+        }
         if let Some(cause) = status.cause {
             facts.insert(1, fact("cause", cause));
         }
@@ -136,11 +161,9 @@ fn row(model: &ModelMemory) -> Vec<String> {
 
 impl Flush {
     async fn run(self, connection: &Connection) -> anyhow::Result<()> {
-        let flushed: FlushResponse = connection
-            .connect()
-            .await?
-            .call(Method::POST, "/api/memory/flush", Body::empty())
-            .await?;
+        let request = FlushRequest { idle_for: self.idle, caches_only: self.caches };
+        let flushed: FlushResponse =
+            connection.connect().await?.post("/api/memory/flush", &request).await?;
         if self.json {
             return print_json(&flushed);
         }
@@ -158,18 +181,41 @@ impl Flush {
 impl Load {
     async fn run(self, connection: &Connection) -> anyhow::Result<()> {
         let pinned = if self.pin { Some(true) } else { self.unpin.then_some(false) };
-        let path = format!("/api/memory/models/{}/load", segment(&self.model));
-        let moved: ResidencyChange =
-            connection.connect().await?.post(&path, &LoadModelRequest { pinned }).await?;
-        let how = if moved.was_resident { "already loaded" } else { "loaded" };
-        let facts = [fact(&moved.model, format!("{how}, {} ms", moved.duration_ms))];
-        Ok(print_table(&["MODEL", ""], &facts)?)
+        let mut client = connection.connect().await?;
+        // An error of the only model determines the exit code.
+        if let [model] = self.models.as_slice() {
+            let path = format!("/api/memory/models/{}/load", segment(model));
+            let loaded = client.post(&path, &LoadModelRequest { pinned }).await?;
+            return Ok(print_table(&["MODEL", ""], &[loaded_fact(&loaded)])?);
+        }
+        let request = LoadModelsRequest { models: self.models, pinned };
+        let LoadedModels { results, .. } = client.post("/api/memory/load", &request).await?;
+        let rows = results.iter().filter_map(|result| match (&result.change, &result.error) {
+            (Some(change), _) => Some(loaded_fact(change)),
+            (None, Some(error)) => Some(fact(&result.name, format!("failed: {}", error.message))),
+            (None, None) => None,
+        });
+        print_table(&["MODEL", ""], &Vec::from_iter(rows))?;
+        let failed = results.iter().filter(|result| result.change.is_none()).count();
+        anyhow::ensure!(failed == 0, "{failed} of {} models were not loaded", results.len());
+        Ok(())
     }
+}
+
+/// Describes a model that is in memory.
+fn loaded_fact(loaded: &ResidencyChange) -> Vec<String> {
+    let how = if loaded.was_resident { "already loaded" } else { "loaded" };
+    let mut text = format!("{how}, {} ms", loaded.duration_ms);
+    if let (Some(bytes), Some(precision)) = (loaded.bytes, &loaded.precision) {
+        text = format!("{text}, {} in {precision}", size(bytes));
+    }
+    fact(&loaded.model, text)
 }
 
 impl Unload {
     async fn run(self, connection: &Connection) -> anyhow::Result<()> {
-        let path = format!("/api/memory/models/{}", segment(&self.model));
+        let force = if self.force { "?force=true" } else { "" };
+        let path = format!("/api/memory/models/{}{force}", segment(&self.model));
         let moved: ResidencyChange =
             connection.connect().await?.call(Method::DELETE, &path, Body::empty()).await?;
         let how = if moved.was_resident { "unloaded" } else { "was not loaded" };

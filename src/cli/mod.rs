@@ -4,22 +4,34 @@
 //! Answers go to standard output, progress and errors to standard error, with one line for each
 //! cause. The only socket that is opened is the daemon's.
 
+mod approve;
 mod bar;
 mod bench;
 mod cat_config;
 mod check;
 mod client;
+mod compare;
 mod demo;
 mod doctor;
 mod embed;
 mod events;
+mod export;
+mod install;
+mod intake;
 mod known_models;
+mod licenses;
+mod lines;
+mod local_model;
+mod measure;
 mod memory;
 mod model;
+mod model_names;
 mod output;
 mod owner;
 mod pack;
 mod progress;
+mod rank;
+mod recommend;
 mod rollback;
 mod shell;
 mod stats;
@@ -27,8 +39,11 @@ mod status;
 mod store_access;
 mod temp_store;
 mod terminal;
+mod text_file;
 mod top;
+mod unused;
 mod upload;
+mod verify;
 
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -43,10 +58,10 @@ use crate::config::{self, ConfigError, ConfigSource, Settings};
 use crate::files::FileError;
 use crate::models::ingest::install::{InstallError, RemoveError};
 use crate::models::ingest::selftest;
-use crate::package::{PackError, RollbackError, StoreError, UnpackError};
-use bench::InputError;
+use crate::package::{ApprovalError, PackError, RollbackError, StoreError, UnpackError};
 use client::{Client, ClientError};
 use owner::RootNotDropped;
+use text_file::InputError;
 
 /// Text embeddings for every program on this device.
 #[derive(Debug, Parser)]
@@ -65,7 +80,8 @@ struct Arguments {
 
 const EMBED_EXAMPLES: &str = "Examples:
   caxton embed 'The pump runs hot.'
-  caxton embed --model bundled-mini --json < texts.txt";
+  caxton embed --model bundled-mini --json < texts.txt
+  caxton embed --json-lines --skip 1000 < texts.txt";
 
 /// Heading of the options that every command accepts.
 const GLOBAL: &str = "Global options";
@@ -96,6 +112,11 @@ enum Command {
     /// Without TEXT, each line of standard input is a text. Empty lines are skipped.
     #[command(after_help = EMBED_EXAMPLES)]
     Embed(embed::Embed),
+    /// Sort lines of standard input by their similarity to a query, the most similar first.
+    ///
+    /// Each line of the output has the score, a tab and the text. At most 2,048 lines are read.
+    #[command(after_help = "Examples:\n  caxton rank 'a machine is too warm' --top 5 < texts.txt")]
+    Rank(rank::Rank),
     /// Install, verify, list and pack models.
     #[command(subcommand)]
     Model(model::Model),
@@ -107,16 +128,16 @@ enum Command {
     #[command(after_help = "Examples:\n  caxton events --no-follow")]
     Events(events::Events),
     Top(top::Top),
-    /// Measure the speed of a model on this machine, without a daemon.
+    /// Measure the speed of a model on this machine, without a daemon, or the speed of the daemon.
     ///
-    /// The command loads the model and embeds all texts in repeated rounds, tokenizing included.
+    /// Without --daemon, the command loads the model and embeds all texts in repeated rounds, tokenizing included.
     /// Then it embeds single texts, for two seconds or for --seconds if that is shorter, and at
     /// least 100 of them. It reports the texts and tokens per second, the time of a single text,
     /// the time to load the model, the time from the start to the first vector, the peak memory of
     /// the process, the precision, and the share of the processors' peak rate in matrix products.
     /// ModernBERT is always computed in f32. A static model has no matrix products.
     #[command(
-        after_help = "Examples:\n  caxton bench --model bge-small-1.model.tar.zst --input texts.jsonl --seconds 1"
+        after_help = "Examples:\n  caxton bench --model bge-small-1.model.tar.zst --input texts.jsonl --seconds 1\n  caxton bench --daemon --input texts.jsonl --seconds 1"
     )]
     Bench(bench::Bench),
     /// Check a configuration, and show every problem with its file, line and column.
@@ -228,12 +249,13 @@ fn run(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match command {
         Command::Embed(command) => runtime.block_on(command.run(&connection)),
+        Command::Rank(command) => runtime.block_on(command.run(&connection)),
         Command::Model(command) => runtime.block_on(command.run(&connection)),
         Command::Memory(command) => runtime.block_on(command.run(&connection)).map(|()| Exit::Ok),
         Command::Status(command) => runtime.block_on(command.run(&connection)),
         Command::Top(command) => runtime.block_on(command.run(&connection)),
         Command::Events(command) => runtime.block_on(command.run(&connection)),
-        Command::Bench(command) => command.run(&connection, started),
+        Command::Bench(command) => runtime.block_on(command.run(&connection, started)),
         Command::Check(command) => runtime.block_on(command.run(&connection)),
         Command::CatConfig(command) => command.run(&connection),
         Command::Doctor(command) => runtime.block_on(command.run(&connection)),
@@ -295,7 +317,9 @@ fn exit_code(error: &anyhow::Error) -> Exit {
     }
     if let Some(error) = causes().find_map(|cause| cause.downcast_ref::<RemoveError>()) {
         return match error {
-            RemoveError::Unknown(_) | RemoveError::Bundled(_) => Exit::Data,
+            RemoveError::Unknown(_)
+            | RemoveError::Bundled(_)
+            | RemoveError::InFurtherDirectory { .. } => Exit::Data,
             RemoveError::Store(error) => store_exit_code(error),
             RemoveError::File(_) => Exit::System,
         };
@@ -307,6 +331,12 @@ fn exit_code(error: &anyhow::Error) -> Exit {
             | RollbackError::NamesVersion(_)
             | RollbackError::NoPrevious(_)
             | RollbackError::NoVersion { .. } => Exit::Data,
+        };
+    }
+    if let Some(error) = causes().find_map(|cause| cause.downcast_ref::<ApprovalError>()) {
+        return match error {
+            ApprovalError::Store(error) => store_exit_code(error),
+            ApprovalError::Unknown(_) | ApprovalError::NotWaiting(_) => Exit::Data,
         };
     }
     if let Some(error) = causes().find_map(|cause| cause.downcast_ref::<ClientError>()) {

@@ -21,7 +21,7 @@ pub(super) struct Source {
     #[arg(long, value_name = "ID")]
     model_id: Option<ModelId>,
     /// Known model in the directory, if its id differs from the model id. It gives licence,
-    /// languages and prompts.
+    /// languages and prompts, and without modules.json the pooling and the normalization.
     #[arg(long, value_name = "ID")]
     original: Option<String>,
     /// Version of the package [default: 1].
@@ -36,6 +36,17 @@ pub(super) struct Source {
     /// Revision of the directory at its origin.
     #[arg(long, value_name = "REVISION")]
     revision: Option<String>,
+    /// Smaller lengths to which vectors may be cut, because the model was trained for them, such as
+    /// 256,128 [default: the list in the directory, or the one of the published model].
+    #[arg(long, value_name = "LENGTHS", value_delimiter = ',')]
+    matryoshka_dimensions: Option<Vec<usize>>,
+    /// Step that makes one vector of the vectors of the tokens [default: the step in modules.json,
+    /// or the one of the known model]. The model card of the model states it.
+    #[arg(long, value_enum)]
+    pooling: Option<PoolingArgument>,
+    /// Whether the vectors get length 1 [default: as in modules.json, or as for the known model].
+    #[arg(long, value_name = "BOOL")]
+    normalize: Option<bool>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -45,10 +56,32 @@ enum PrecisionArgument {
     Int8,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum PoolingArgument {
+    Mean,
+    Cls,
+    Max,
+    MeanSqrtLen,
+}
+
+impl PoolingArgument {
+    /// Returns the name in manifests.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Mean => "mean",
+            Self::Cls => "cls",
+            Self::Max => "max",
+            Self::MeanSqrtLen => "mean_sqrt_len",
+        }
+    }
+}
+
 /// Make a package.
 #[derive(Debug, Args)]
 pub(super) struct Pack {
-    /// Directory of the model, in the layout of sentence-transformers.
+    /// Directory of the model, in the layout of sentence-transformers or transformers. Without
+    /// modules.json, --original or both of --pooling and --normalize state the missing steps.
     #[arg(long, value_name = "DIR")]
     source: PathBuf,
     #[command(flatten)]
@@ -82,6 +115,9 @@ impl Source {
             }),
             license: self.license,
             revision: self.revision,
+            matryoshka_dimensions: self.matryoshka_dimensions,
+            pooling: self.pooling.map(PoolingArgument::name),
+            normalize: self.normalize,
         };
         let bar = progress::bytes(0, "packing");
         let done = |done, total| {

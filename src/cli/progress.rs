@@ -15,6 +15,15 @@ pub(super) fn texts(total: u64, what: &str) -> ProgressBar {
     bar(total, what, "{msg} {wide_bar} {pos}/{len} {eta}")
 }
 
+/// Creates a counter of texts whose number is unknown; invisible unless standard error is a
+/// terminal.
+pub(super) fn counted(what: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg} {pos} texts, {per_sec}");
+    ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr())
+        .with_style(style.unwrap_or_else(|_malformed| ProgressStyle::default_bar()))
+        .with_message(what.to_owned())
+}
+
 fn bar(total: u64, what: &str, template: &str) -> ProgressBar {
     // indicatif draws nothing unless standard error is a terminal.
     let target = match total {

@@ -7,6 +7,9 @@ use clap::Args;
 use super::{Connection, print_json, print_table};
 use crate::api::wire::{ModelStats, ModelStatsList};
 
+/// Factor of the latency from which a change is shown.
+const SLOWER: f64 = std::f64::consts::SQRT_2 + 0.01;
+
 /// Show the use and the speed of each model.
 #[derive(Debug, Args)]
 pub(super) struct Stats {
@@ -23,8 +26,21 @@ impl Stats {
         }
         let rows: Vec<Vec<String>> = stats.models.iter().map(row).collect();
         let headings = [
-            "MODEL", "VERSION", "REQUESTS", "FAILED", "TEXTS", "TOKENS", "LATENCY", "LOADS",
-            "LOADING", "USES/H", "LAST USE", "NEXT USE",
+            "MODEL",
+            "VERSION",
+            "REQUESTS",
+            "FAILED",
+            "TEXTS",
+            "TOKENS",
+            "LATENCY",
+            "LOADS",
+            "LOADING",
+            "USES/H",
+            "WEEK",
+            "TREND",
+            "PEAK HOURS",
+            "LAST USE",
+            "NEXT USE",
         ];
         Ok(print_table(&headings, &rows)?)
     }
@@ -49,6 +65,14 @@ fn row(model: &ModelStats) -> Vec<String> {
         model.loads.to_string(),
         or_dash(loading),
         format!("{:.1}", model.uses_per_hour),
+        // Hours with a use in the last seven days, and in the seven days before.
+        or_dash(
+            model.hours_used.as_ref().map(|hours| {
+                format!("{} h (before: {} h)", hours.last_7_days, hours.previous_7_days)
+            }),
+        ),
+        or_dash(trend(model).map(str::to_owned)),
+        or_dash(model.use_by_hour.as_deref().and_then(peak_hours)),
         or_dash(model.last_used_at.map(time)),
         or_dash(
             model
@@ -59,15 +83,60 @@ fn row(model: &ModelStats) -> Vec<String> {
     ]
 }
 
+/// Compares the recent latency with that of all answers. The percentiles are exact to a factor of
+/// √2, so that a smaller change is none.
+fn trend(model: &ModelStats) -> Option<&'static str> {
+    let change = model.recent_latency_ms.as_ref()?.p95 / model.latency_ms.as_ref()?.p95;
+    Some(match change {
+        change if change > SLOWER => "slower",
+        change if change < 1.0 / SLOWER => "faster",
+        _ => "steady",
+    })
+}
+
+/// Returns the hours of the day (UTC) in which the model is used most: up to three, each with at
+/// least half of the use of the first. `by_hour` has the share of use of each hour of the week.
+fn peak_hours(by_hour: &[f64]) -> Option<String> {
+    let mut hours = Vec::from_iter((0..24_usize).map(|hour| {
+        let days = by_hour.iter().skip(hour).step_by(24);
+        (hour, days.sum::<f64>())
+    }));
+    hours.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let most = hours.first().map(|(_, use_)| *use_).filter(|most| *most > 0.0)?;
+    let mut peak = Vec::from_iter(
+        hours.into_iter().take(3).filter(|(_, use_)| *use_ >= most / 2.0).map(|(hour, _)| hour),
+    );
+    peak.sort_unstable();
+    Some(Vec::from_iter(peak.iter().map(|hour| format!("{hour:02}"))).join(", "))
+}
+
 fn or_dash(cell: Option<String>) -> String {
     cell.unwrap_or_else(|| "-".to_owned())
 }
 
 /// Formats a time in RFC 3339, in UTC; a number that is out of range is printed unchanged.
-fn time(at: u64) -> String {
+pub(super) fn time(at: u64) -> String {
     match UNIX_EPOCH.checked_add(Duration::from_secs(at)) {
         // Later times are beyond the year 9999, which humantime cannot format.
         Some(time) if at < 253_402_300_800 => humantime::format_rfc3339_seconds(time).to_string(),
         _ => at.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peak_hours_are_the_most_used_ones() {
+        let mut by_hour = vec![0.0; 168];
+        assert_eq!(peak_hours(&by_hour), None);
+        // Monday and Tuesday at 9, Monday at 14 and 20, and rarely at 3.
+        for (hour, share) in [(9, 1.0), (33, 0.5), (14, 0.8), (20, 0.8), (3, 0.1)] {
+            by_hour[hour] = share;
+        }
+        assert_eq!(peak_hours(&by_hour).unwrap(), "09, 14, 20");
+        by_hour[20] = 0.7;
+        assert_eq!(peak_hours(&by_hour).unwrap(), "09, 14");
     }
 }

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::bar::{bar, share, supports_unicode};
 use super::memory::nearest_limit;
-use super::{Connection, print_json, print_table, terminal};
+use super::{Connection, intake, print_json, print_table, terminal};
 use crate::api::wire::memory::MemoryStatus;
 use crate::api::wire::tenants::Tenant;
 use crate::api::wire::{self, Arithmetic, Package};
@@ -15,7 +15,7 @@ use crate::base::exit::Exit;
 use crate::base::printable;
 use crate::base::units::Bytes;
 
-/// Show the state of the daemon: models, queue, memory, store and sandbox.
+/// Show the state of the daemon: models, packages on their way, queue, memory, store and sandbox.
 #[derive(Debug, Args)]
 pub(super) struct Status {
     /// Print the status of the daemon in JSON.
@@ -77,6 +77,10 @@ fn print(status: &wire::DaemonStatus, memory: &MemoryStatus) -> anyhow::Result<(
     writeln!(out, "store          {}", printable::line(&store(&status.store)))?;
     for what in &status.degraded {
         writeln!(out, "  degraded     {}", printable::line(what))?;
+    }
+    for (number, line) in intake::lines(status).iter().enumerate() {
+        let label = if number == 0 { "packages" } else { "" };
+        writeln!(out, "{label:15}{}", printable::line(line))?;
     }
     writeln!(out, "sandbox        {}", printable::line(&sandbox(&status.sandbox)))?;
     if !status.unsigned.is_empty() {
@@ -174,10 +178,21 @@ pub(super) fn print_packages(packages: &[Package]) -> anyhow::Result<()> {
             let why = format!("{}: computed in {precision} with {isa}: {reason}", package.id);
             writeln!(out, "{}", printable::line(&why))?;
         }
-        if !package.current {
-            let Package { id, version, revision, .. } = package;
+        let Package { id, version, revision, .. } = package;
+        if package.awaits_approval {
+            let what = format!(
+                "{id}: version {version}, revision {revision} is waiting for approval: caxton model \
+                 approve {id}@{version}"
+            );
+            writeln!(out, "{}", printable::line(&what))?;
+        } else if !package.current {
             let what =
                 format!("{id}: the id does not resolve to version {version}, revision {revision}");
+            writeln!(out, "{}", printable::line(&what))?;
+        }
+        if let Some(corrupt) = &package.answers_for {
+            let what =
+                format!("{id}: version {version} answers for version {corrupt}, which is corrupt");
             writeln!(out, "{}", printable::line(&what))?;
         }
         if let Some(signer) = &package.signed_by {

@@ -5,12 +5,12 @@ use anyhow::Context;
 use super::client::{Client, segment};
 use super::owner;
 use super::{Connection, NotInstalled, print_error};
-use crate::api::describe;
+use crate::api::describe_with_files;
 use crate::api::wire::Package;
 use crate::base::errors::chain;
 use crate::config::Settings;
 use crate::models::ingest::trust;
-use crate::package::Store;
+use crate::package::{EntryKey, Store};
 
 /// Access to the installed models.
 pub(super) enum StoreAccess {
@@ -53,10 +53,17 @@ impl StoreAccess {
             Self::Store(here) => {
                 let entries = here.0.entries();
                 let entry = entries.resolve(id).ok_or_else(|| NotInstalled(id.to_owned()))?;
-                Ok(describe(entry, &entries, None))
+                Ok(describe_with_files(entry, &entries, None))
             }
         }
     }
+}
+
+/// Returns the key of the installed model `id`, and the size of its files.
+pub(super) fn find(store: &Store, id: &str) -> anyhow::Result<(EntryKey, u64)> {
+    let entries = store.entries();
+    let entry = entries.resolve(id).ok_or_else(|| NotInstalled(id.to_owned()))?;
+    Ok((entry.key.clone(), entry.manifest.total_size()))
 }
 
 /// Opens the store of the daemon, which does not run, as [`open_store`] does.

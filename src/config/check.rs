@@ -3,6 +3,7 @@
 //!
 //! Pure: takes a tree, returns values or problems. Other files and their values do not matter here.
 
+use std::fmt;
 use std::path::Path;
 
 use figment::value::Value as Checked;
@@ -11,7 +12,7 @@ use super::file::{Node, Value};
 use super::keys::{self, ConfigKey, KEYS};
 use super::kind::ValueKind;
 use super::kind::sections::{self, SectionProblem};
-use super::{Position, Problem};
+use super::{Position, Problem, refused};
 
 /// Most characters of an unknown key that are compared with the known ones, which have at most 24.
 const LONGEST_COMPARED: usize = 64;
@@ -51,20 +52,20 @@ struct KeyPath {
 }
 
 impl KeyPath {
-    /// Returns the name and the location of `key` in this section. The error is a sentence for the
-    /// operator.
-    fn child<'a>(&self, key: &'a Node) -> Result<(&'a str, Self), String> {
+    /// Returns the name and the location of `key` in this section.
+    fn child<'a>(&self, key: &'a Node) -> Result<(&'a str, Self), WrongKey> {
         let Value::Text(name) = &key.value else {
-            return Err(format!("expected the name of a key, found {}", key.value));
+            let message = format!("expected the name of a key, found {}", key.value);
+            return Err(WrongKey::Unknown(message));
         };
         let mut children = children(&self.known);
         let found = children.find(|known| *known == name || keys::placeholder(known).is_some());
         let Some(known) = found else {
-            return Err(unknown(&self.known, &key.value, name));
+            return Err(self.unknown(&key.value, name));
         };
         let kind = keys::placeholder(known);
         if let Some(kind) = kind.filter(|kind| kind.check(&key.value).is_none()) {
-            return Err(format!("expected {kind}, found {}", key.value));
+            return Err(WrongKey::Unknown(format!("expected {kind}, found {}", key.value)));
         }
         let child = Self {
             known: join(&self.known, known),
@@ -73,6 +74,26 @@ impl KeyPath {
         };
         Ok((name, child))
     }
+
+    /// Returns the problem that this section has no key `name`.
+    fn unknown(&self, quoted: &Value, name: &str) -> WrongKey {
+        // A refused name is short; a longer one is not worth joining.
+        let reason = |name: &str| refused::reason(&join(&self.known, name));
+        if let Some(reason) = (name.len() <= LONGEST_COMPARED).then(|| reason(name)).flatten() {
+            let known = join(&self.known, name);
+            let written = join(&self.written, name);
+            return WrongKey::Refused { known, written, reason };
+        }
+        WrongKey::Unknown(unknown(&self.known, quoted, name))
+    }
+}
+
+/// Reason for refusing a key.
+enum WrongKey {
+    /// The key is unknown; the message is a sentence for the operator.
+    Unknown(String),
+    /// The key is unknown, and a reason is known. The names are as in [`KeyPath`].
+    Refused { known: String, written: String, reason: &'static str },
 }
 
 struct Checker<'a> {
@@ -89,7 +110,8 @@ impl Checker<'_> {
             // All keys of this section are commented out.
             Value::Null => return,
             other => {
-                let message = format!("expected a section of keys, found {other}");
+                let instead = refused::instead_of_section(&section.known, other);
+                let message = with_instead("a section of keys", other, instead);
                 return self.problem(node.position, &section.written, message);
             }
         };
@@ -97,8 +119,12 @@ impl Checker<'_> {
         for (key, value) in entries {
             let (name, location) = match section.child(key) {
                 Ok(child) => child,
-                Err(message) => {
+                Err(WrongKey::Unknown(message)) => {
                     self.problem(key.position, &section.written, message);
+                    continue;
+                }
+                Err(WrongKey::Refused { known, written, reason }) => {
+                    self.refuse(key.position, &known, &written, reason, value);
                     continue;
                 }
             };
@@ -113,6 +139,33 @@ impl Checker<'_> {
                 Some(known) => self.key(known, &location, key.position, value),
                 None => self.section(&location, value),
             }
+        }
+    }
+
+    /// Adds the problem of a key that is refused with `reason`; for a section, one for each of its
+    /// keys.
+    fn refuse(
+        &mut self,
+        position: Position,
+        known: &str,
+        written: &str,
+        reason: &'static str,
+        node: &Node,
+    ) {
+        let entries = match &node.value {
+            Value::Section(entries) if !entries.is_empty() => entries,
+            _ => return self.problem(position, written, reason.to_owned()),
+        };
+        for (key, _) in entries {
+            let name = match &key.value {
+                Value::Text(name) if name.len() <= LONGEST_COMPARED => name.as_str(),
+                _ => {
+                    self.problem(key.position, written, reason.to_owned());
+                    continue;
+                }
+            };
+            let own = refused::reason(&join(known, name)).unwrap_or(reason);
+            self.problem(key.position, &join(written, name), own.to_owned());
         }
     }
 
@@ -163,11 +216,13 @@ impl Checker<'_> {
             (ValueKind::NoDownload, Value::Bool(true)) => self.problem(
                 node.position,
                 key,
-                "this appliance never downloads; copy a package into the drop directory instead"
+                "this appliance never downloads; write false, and copy packages into \
+                 packages.drop_directory"
                     .to_owned(),
             ),
             (kind, value) => {
-                self.problem(node.position, key, format!("expected {kind}, found {value}"));
+                let instead = refused::instead(key, kind, value);
+                self.problem(node.position, key, with_instead(kind, value, instead));
             }
         }
     }
@@ -181,6 +236,12 @@ impl Checker<'_> {
             message,
         });
     }
+}
+
+/// Returns the message that `value` is wrong, with a sentence about what to write instead.
+fn with_instead(expected: impl fmt::Display, value: &Value, instead: Option<&str>) -> String {
+    let instead = instead.map(|instead| format!("; {instead}")).unwrap_or_default();
+    format!("expected {expected}, found {value}{instead}")
 }
 
 fn join(section: &str, name: &str) -> String {
@@ -211,9 +272,10 @@ fn unknown(section: &str, quoted: &Value, name: &str) -> String {
         let last = |key: &&ConfigKey| key.name.rsplit('.').next() == Some(name);
         KEYS.iter().find(last).map(|key| key.name)
     };
-    match near.or_else(elsewhere) {
-        Some(meant) => format!("unknown key {quoted}; did you mean \"{meant}\"?"),
-        None => {
+    match (near.or_else(elsewhere), refused::reason_of_section(section)) {
+        (Some(meant), _) => format!("unknown key {quoted}; did you mean \"{meant}\"?"),
+        (None, Some(reason)) => format!("unknown key {quoted}; {reason}"),
+        (None, None) => {
             let mut known: Vec<_> = children(section).collect();
             known.dedup();
             format!("unknown key {quoted}; known keys: {}", known.join(", "))
@@ -263,12 +325,14 @@ mod tests {
                 "log: &l { level: info }\nmemory: { <<: *l }",
                 "f:2:11: memory: unknown key \"<<\"; known keys: backend, embedding_model, \
                  fallback_models, fallback_strategy, allow_fallback, allow_dimension_mismatch, \
-                 preload_models, max_loaded_models, memory_limit, min_free, \
+                 dynamic_selection, preload_models, max_loaded_models, max_idle_time, \
+                 memory_limit, min_free, \
                  eviction_policy, pressure, model_cache, download",
             ),
             (
                 "memory: { download: { enabled: false, mirror: x } }",
-                "f:1:39: memory.download: unknown key \"mirror\"; known keys: enabled",
+                "f:1:39: memory.download: unknown key \"mirror\"; this appliance never downloads; \
+                 remove this key, and copy packages into packages.drop_directory",
             ),
             (
                 "models:\n  a.B-1@2.0:\n    memory_prioritty: 1",
@@ -287,7 +351,7 @@ mod tests {
             (
                 "models: { a: { tier: 1 } }",
                 "f:1:16: models.a: unknown key \"tier\"; \
-                 known keys: memory_priority, max_idle_time, preload, pinned",
+                 known keys: memory_priority, max_idle_time, preload, pinned, max_sequence_length",
             ),
             (
                 "models: { a/b: {} }",
@@ -391,8 +455,7 @@ mod tests {
 
     #[test]
     fn download_settings_are_refused_with_alternative() {
-        let instead =
-            "this appliance never downloads; copy a package into the drop directory instead";
+        let instead = "this appliance never downloads; write false, and copy packages into packages.drop_directory";
         for (yaml, position, key) in [
             (
                 "memory: { model_cache: { auto_download: true } }",

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::kind::ValueKind;
 use super::kind::sections::SectionField;
+use super::settings::MemorySettings;
 use crate::base::units::Bytes;
 
 /// Placeholder of a section that has a model's name, written by the operator. Neither a key nor a
@@ -69,6 +70,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
 /// A year of humantime, 365.25 days, so that the bound prints as `1year`.
 const YEAR: Duration = Duration::from_secs(31_557_600);
+const TEN_YEARS: Duration = Duration::from_secs(315_576_000);
 
 const KIB: Bytes = Bytes(1 << 10);
 const GIB: Bytes = Bytes::mib(1 << 10);
@@ -84,15 +86,18 @@ pub(super) static KEYS: &[ConfigKey] = &[
     restart("socket.max_connections", ValueKind::Count(1, 65_536)),
     live("socket.max_body", ValueKind::Size(KIB, GIB)),
     live("socket.drain_timeout", ValueKind::Time(Duration::ZERO, Duration::from_secs(600))),
+    live("socket.overload_status", ValueKind::OneNumberOf(&[429, 503])),
     fixed("memory.backend", ValueKind::OneOf(&["embedded"])),
     live("memory.embedding_model", ValueKind::Model),
     live("memory.fallback_models", ValueKind::List(&ValueKind::Model)),
     live("memory.fallback_strategy", ValueKind::OneOf(&["auto", "manual", "strict"])),
     live("memory.allow_fallback", ValueKind::Flag),
     live("memory.allow_dimension_mismatch", ValueKind::Flag),
+    live("memory.dynamic_selection", ValueKind::Flag),
     live("memory.preload_models", ValueKind::List(&ValueKind::Model)),
     live("memory.max_loaded_models", ValueKind::Count(1, 1000)),
-    live("memory.memory_limit", ValueKind::Or("auto", &ValueKind::Size(Bytes::mib(1), TIB))),
+    live("memory.max_idle_time", ValueKind::Or("never", &ValueKind::Time(SECOND, YEAR))),
+    live("memory.memory_limit", ValueKind::Or("auto", &MEMORY_LIMIT)),
     live("memory.min_free", ValueKind::Size(Bytes(0), TIB)),
     live("memory.eviction_policy", ValueKind::OneOf(&["memory_pressure", "lru", "fifo", "manual"])),
     live("memory.pressure.moderate", ValueKind::Percent),
@@ -107,8 +112,12 @@ pub(super) static KEYS: &[ConfigKey] = &[
     },
     live("memory.model_cache.max_models", ValueKind::Count(1, 1000)),
     live("memory.model_cache.cleanup_policy", ValueKind::OneOf(&["lru", "fifo", "manual"])),
+    live(
+        "memory.model_cache.unused_for",
+        ValueKind::Or("never", &ValueKind::Time(HOUR, TEN_YEARS)),
+    ),
     live("memory.model_cache.validation_interval", ValueKind::Time(MINUTE, YEAR)),
-    live("memory.model_cache.validation_on_startup", ValueKind::Flag),
+    restart("memory.model_cache.validation_on_startup", ValueKind::Flag),
     live("memory.model_cache.bundled_only", ValueKind::Flag),
     ConfigKey {
         setting: Some("memory.model_cache.bundled_only"),
@@ -118,8 +127,10 @@ pub(super) static KEYS: &[ConfigKey] = &[
     fixed("memory.model_cache.auto_download", ValueKind::NoDownload),
     fixed("memory.download.enabled", ValueKind::NoDownload),
     restart("packages.drop_directory", ValueKind::Path),
+    restart("packages.more_directories", ValueKind::Records(DROP_DIRECTORY)),
     restart("packages.bundled_directory", ValueKind::Path),
     restart("packages.keys_directory", ValueKind::Path),
+    live("packages.updates", ValueKind::OneOf(&["automatic", "manual"])),
     live("packages.replace_embedding_space", ValueKind::Flag),
     live("packages.remove_with_file", ValueKind::Flag),
     live("packages.incomplete_timeout", ValueKind::Time(SECOND, DAY)),
@@ -131,10 +142,15 @@ pub(super) static KEYS: &[ConfigKey] = &[
     live("embedding.queue_tokens", ValueKind::Count(512, 100_000_000)),
     live("embedding.max_batch_wait_ms", ValueKind::Count(0, 1000)),
     live("embedding.parallel_batches", ValueKind::Or("auto", &ValueKind::Count(1, 64))),
+    live("embedding.allow_any_dimensions", ValueKind::Flag),
     live("models.<model>.memory_priority", ValueKind::Count(1, 5)),
-    live("models.<model>.max_idle_time", ValueKind::Or("never", &ValueKind::Time(SECOND, YEAR))),
+    live("models.<model>.max_idle_time", ValueKind::IdleTime(SECOND, YEAR)),
     live("models.<model>.preload", ValueKind::Flag),
     live("models.<model>.pinned", ValueKind::Flag),
+    live(
+        "models.<model>.max_sequence_length",
+        ValueKind::Or("model", &ValueKind::Count(8, 65_536)),
+    ),
     live("aliases.<alias>.model", ValueKind::Name),
     live("aliases.<alias>.revision", ValueKind::Or("current", &ValueKind::Name)),
     live("aliases.<alias>.canary.model", ValueKind::Or("none", &ValueKind::Name)),
@@ -143,6 +159,15 @@ pub(super) static KEYS: &[ConfigKey] = &[
     live("tenants", ValueKind::Records(TENANT)),
     restart("require_sandbox", ValueKind::Flag),
     live("log.level", ValueKind::OneOf(&["error", "warn", "info", "debug", "trace"])),
+];
+
+static MEMORY_LIMIT: ValueKind =
+    ValueKind::Size(MemorySettings::LEAST_LIMIT, MemorySettings::MOST_LIMIT);
+
+/// Keys of a section in `packages.more_directories`.
+static DROP_DIRECTORY: &[SectionField] = &[
+    SectionField { name: "path", kind: ValueKind::Path },
+    SectionField { name: "remove_with_file", kind: ValueKind::Flag },
 ];
 
 /// Keys of a section in `tenants`.
@@ -219,6 +244,11 @@ mod tests {
                 &["1023B", "1025MiB", "16", "16M", "-1MiB"],
             ),
             ("socket.drain_timeout", &["0s", "10m", "1m 30s"], &["601s", "20", "-1s", "soon", "~"]),
+            (
+                "socket.overload_status",
+                &["429", "503"],
+                &["430", "500", "\"429\"", "429.0", "auto", "~"],
+            ),
             ("memory.backend", &["embedded"], &["openai", "Embedded", "true"]),
             (
                 "memory.embedding_model",
@@ -229,8 +259,14 @@ mod tests {
             ("memory.fallback_strategy", &["auto", "manual", "strict"], &["none", "true"]),
             ("memory.allow_fallback", &["true"], &["yes"]),
             ("memory.allow_dimension_mismatch", &["false"], &["0"]),
+            ("memory.dynamic_selection", &["true"], &["auto"]),
             ("memory.preload_models", &["[]", "[a, b]"], &["a", "[a, ../b]"]),
             ("memory.max_loaded_models", &["1", "1000"], &["0", "1001", "auto"]),
+            (
+                "memory.max_idle_time",
+                &["never", "1s", "30m", "1year"],
+                &["0s", "999ms", "2years", "300", "default", "~"],
+            ),
             (
                 "memory.memory_limit",
                 &["auto", "1MiB", "1TiB"],
@@ -264,6 +300,11 @@ mod tests {
                 &["LRU", "random", "~"],
             ),
             (
+                "memory.model_cache.unused_for",
+                &["never", "1h", "30days", "10years"],
+                &["59m", "11years", "30", "Never", "~"],
+            ),
+            (
                 "memory.model_cache.validation_interval",
                 &["1m", "24h", "1year"],
                 &["59s", "2years", "60"],
@@ -278,8 +319,26 @@ mod tests {
             ("memory.model_cache.auto_download", &["false"], &["true", "0", "~"]),
             ("memory.download.enabled", &["false"], &["true", "~"]),
             ("packages.drop_directory", &["/srv/models"], &["models"]),
+            (
+                "packages.more_directories",
+                &[
+                    "[]",
+                    "[{ path: /media/stick }]",
+                    "[{ path: /a, remove_with_file: true }, { path: /b }]",
+                ],
+                &[
+                    "{}",
+                    "[/media/stick]",
+                    "[{}]",
+                    "[{ path: media }]",
+                    "[{ path: /a }, { path: /a }]",
+                    "[{ path: /a, remove_with_file: 1 }]",
+                    "[{ path: /a, name: b }]",
+                ],
+            ),
             ("packages.bundled_directory", &["/usr/share/x"], &["x"]),
             ("packages.keys_directory", &["/etc/keys"], &["keys"]),
+            ("packages.updates", &["automatic", "manual"], &["auto", "true", "~"]),
             ("packages.replace_embedding_space", &["true"], &["yes"]),
             ("packages.remove_with_file", &["false"], &["no"]),
             ("packages.incomplete_timeout", &["1s", "24h"], &["999ms", "25h", "10"]),
@@ -291,14 +350,20 @@ mod tests {
             ("embedding.queue_tokens", &["512", "100000000"], &["511", "100000001"]),
             ("embedding.max_batch_wait_ms", &["0", "1000"], &["1001", "2ms"]),
             ("embedding.parallel_batches", &["auto", "1", "64"], &["0", "65", "1.0", "~"]),
+            ("embedding.allow_any_dimensions", &["true"], &["1"]),
             ("models.<model>.memory_priority", &["1", "5"], &["0", "6", "high", "~"]),
             (
                 "models.<model>.max_idle_time",
-                &["never", "1s", "300s", "1year"],
+                &["default", "never", "1s", "300s", "1year"],
                 &["0s", "999ms", "2years", "300", "Never", "~"],
             ),
             ("models.<model>.preload", &["true"], &["yes"]),
             ("models.<model>.pinned", &["false"], &["0"]),
+            (
+                "models.<model>.max_sequence_length",
+                &["model", "8", "65536"],
+                &["7", "65537", "auto", "\"256\"", "~"],
+            ),
             ("aliases.<alias>.model", &["a", "a.B_c-1", &name_96], &["a@1", "-a", &name_97, "~"]),
             (
                 "aliases.<alias>.revision",
@@ -362,12 +427,17 @@ mod tests {
         );
         assert_eq!(
             expected("models.<model>.max_idle_time"),
-            "never or a duration with its unit, such as \"10s\", from 1s to 1year"
+            "default, never or a duration with its unit, such as \"10s\", from 1s to 1year"
         );
         assert_eq!(
             expected("memory.pressure.high"),
             "a whole number of percent, from \"1%\" to \"100%\""
         );
+        assert_eq!(
+            expected("memory.model_cache.unused_for"),
+            "never or a duration with its unit, such as \"10s\", from 1h to 10years"
+        );
+        assert_eq!(expected("socket.overload_status"), "429 or 503");
         assert_eq!(expected("memory.backend"), "embedded");
         assert_eq!(expected("memory.model_cache.cleanup_policy"), "one of lru, fifo, manual");
     }

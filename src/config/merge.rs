@@ -67,6 +67,7 @@ impl MergedConfig {
         })?;
         let mut problems = self.order_problems(&settings);
         problems.extend(self.alias_problems(&settings));
+        problems.extend(self.directory_problems(&settings));
         if problems.is_empty() { Ok(settings) } else { Err(problems) }
     }
 
@@ -122,6 +123,26 @@ impl MergedConfig {
                 "expected a value {relation} {other}, which is {bound} {source}, found {found}"
             ),
         })
+    }
+
+    /// Returns a problem for each further drop directory that has another use. Two scans of one
+    /// directory, or a scan of the store, would remove models whose packages are there.
+    fn directory_problems(&self, settings: &Settings) -> Vec<Problem> {
+        let used = [
+            ("packages.drop_directory", &settings.packages.drop_directory),
+            ("packages.bundled_directory", &settings.packages.bundled_directory),
+            ("packages.keys_directory", &settings.packages.keys_directory),
+            ("memory.model_cache.directory", &settings.memory.model_cache.directory),
+        ];
+        let more = settings.packages.more_directories.iter().flat_map(|more| {
+            let same = used.iter().filter(move |(_, path)| **path == more.path);
+            same.map(move |(key, path)| (*key, path.display()))
+        });
+        let problems = more.filter_map(|(key, path)| {
+            let message = format!("{path} is also {key}; use another directory");
+            self.problem_at(vec!["packages".to_owned(), "more_directories".to_owned()], message)
+        });
+        problems.collect()
     }
 
     /// Returns a problem for each alias without a model, and for each that names another alias:

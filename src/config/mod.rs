@@ -22,6 +22,7 @@ mod keys;
 mod kind;
 mod layers;
 mod merge;
+mod refused;
 mod settings;
 mod values;
 mod yaml;
@@ -36,9 +37,10 @@ pub use key_value::{KeyValue, ValueOrigin};
 use keys::{ALIAS, KEYS, MODEL};
 pub use layers::directories;
 pub use settings::{
-    Admins, AliasSettings, CanarySettings, CleanupPolicy, EmbeddingSettings, EvictionPolicy,
-    FallbackStrategy, LogLevel, LogSettings, MemorySettings, ModelCacheSettings, ModelSettings,
-    PackageSettings, Precision, PressureSettings, Settings, SocketSettings, TenantSettings,
+    Admins, AliasSettings, CanarySettings, CleanupPolicy, DropDirectorySettings, EmbeddingSettings,
+    EvictionPolicy, FallbackStrategy, IdleTime, LogLevel, LogSettings, MemorySettings,
+    ModelCacheSettings, ModelSettings, PackageSettings, Precision, PressureSettings, Settings,
+    SocketSettings, TenantSettings, UpdatePolicy,
 };
 pub use values::{running_values, values};
 pub use yaml::document;

@@ -48,10 +48,16 @@ impl Settings {
 
     /// Returns the settings of one version of a model: those of the version, else those of the
     /// model, else the defaults. Does not merge them: keys that the version lacks do not come from
-    /// the model.
+    /// the model. The idle time of the result is never [`IdleTime::Default`].
     pub fn model(&self, id: &str, version: &str) -> ModelSettings {
         let of_version = self.models.get(&format!("{id}@{version}"));
-        of_version.or_else(|| self.models.get(id)).copied().unwrap_or_default()
+        let settings = of_version.or_else(|| self.models.get(id)).copied().unwrap_or_default();
+        let max_idle_time = match (settings.max_idle_time, self.memory.max_idle_time) {
+            (IdleTime::Default, None) => IdleTime::Never,
+            (IdleTime::Default, Some(time)) => IdleTime::After(time),
+            (own, _) => own,
+        };
+        ModelSettings { max_idle_time, ..settings }
     }
 }
 
@@ -74,6 +80,8 @@ pub struct SocketSettings {
     pub max_body: Bytes,
     /// Time for requests in progress to finish after SIGTERM.
     pub drain_timeout: Duration,
+    /// Status of the answers that refuse a request because of overload, 429 or 503.
+    pub overload_status: u16,
 }
 
 /// User and group names or numeric ids.
@@ -103,10 +111,17 @@ pub struct MemorySettings {
     pub allow_fallback: bool,
     /// Whether such vectors may also have another length.
     pub allow_dimension_mismatch: bool,
+    /// Whether requests to rank or compare texts that name no model use the model that is
+    /// recommended for them.
+    pub dynamic_selection: bool,
     /// Models loaded at start.
     pub preload_models: Vec<String>,
     /// Maximum number of models in memory.
     pub max_loaded_models: usize,
+    /// Time without a request after which a model is unloaded, unless
+    /// [`ModelSettings::max_idle_time`] sets another; `None` means that it stays until its memory
+    /// is needed.
+    pub max_idle_time: Option<Duration>,
     /// Memory that this daemon may use; `None` means as much as the machine and the limits of its
     /// control group and of those above it permit.
     pub memory_limit: Option<Bytes>,
@@ -119,6 +134,13 @@ pub struct MemorySettings {
     pub pressure: PressureSettings,
     /// The store of verified packages.
     pub model_cache: ModelCacheSettings,
+}
+
+impl MemorySettings {
+    /// Smallest value of [`Self::memory_limit`].
+    pub const LEAST_LIMIT: Bytes = Bytes::mib(1);
+    /// Largest value of [`Self::memory_limit`].
+    pub const MOST_LIMIT: Bytes = Bytes::mib(1 << 20);
 }
 
 /// Models that may serve as fallback for one that is not available.
@@ -172,19 +194,49 @@ pub struct PressureSettings {
 pub struct ModelSettings {
     /// Priority from 1, evicted last, to 5, evicted first.
     pub memory_priority: u8,
-    /// Time without a request after which the model is unloaded; `None` means that it stays until
-    /// its memory is needed.
-    pub max_idle_time: Option<Duration>,
+    /// Time without a request after which the model is unloaded.
+    pub max_idle_time: IdleTime,
     /// Whether the model is loaded at start.
     pub preload: bool,
     /// Whether the model is excluded from eviction.
     pub pinned: bool,
+    /// Maximum number of tokens of a text; longer texts are truncated. `None` means as many as the
+    /// model permits.
+    pub max_sequence_length: Option<usize>,
 }
 
 /// Settings of a model that no file names.
 impl Default for ModelSettings {
     fn default() -> Self {
-        Self { memory_priority: 3, max_idle_time: None, preload: false, pinned: false }
+        Self {
+            memory_priority: 3,
+            max_idle_time: IdleTime::Default,
+            preload: false,
+            pinned: false,
+            max_sequence_length: None,
+        }
+    }
+}
+
+/// Time without a request after which a model is unloaded.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IdleTime {
+    /// As [`MemorySettings::max_idle_time`] says. [`Settings::model`] replaces this value.
+    Default,
+    /// The model stays until its memory is needed.
+    Never,
+    /// After this time.
+    After(Duration),
+}
+
+impl IdleTime {
+    /// Returns the time; `None` when the model stays until its memory is needed.
+    pub fn limit(self) -> Option<Duration> {
+        match self {
+            Self::Default | Self::Never => None,
+            Self::After(time) => Some(time),
+        }
     }
 }
 
@@ -268,9 +320,11 @@ pub struct ModelCacheSettings {
     pub max_models: usize,
     /// Choice of the model that is removed when a limit is reached.
     pub cleanup_policy: CleanupPolicy,
+    /// Time without a use after which a model is removed; `None` means never.
+    pub unused_for: Option<Duration>,
     /// Interval at which every installed file is hashed again.
     pub validation_interval: Duration,
-    /// Whether every installed file is hashed at start.
+    /// Whether every installed file is hashed at start. Needs a restart.
     pub validation_on_startup: bool,
     /// Whether only packages of the bundled directory are served.
     pub bundled_only: bool,
@@ -294,12 +348,17 @@ pub enum CleanupPolicy {
 pub struct PackageSettings {
     /// The drop directory, into which operators copy packages. Needs a restart.
     pub drop_directory: PathBuf,
+    /// Further drop directories, such as a removable disk. Caxton may be unable to write to them,
+    /// and they may be absent. Needs a restart.
+    pub more_directories: Vec<DropDirectorySettings>,
     /// Directory of the packages that were shipped with the device. Caxton never writes to it.
     /// Needs a restart.
     pub bundled_directory: PathBuf,
     /// Directory of minisign public keys (`*.pub`). If there is a key, every package needs a
     /// signature by one of the keys, except for bundled packages. Needs a restart.
     pub keys_directory: PathBuf,
+    /// Time at which the id of a model begins to mean a higher version.
+    pub updates: UpdatePolicy,
     /// Whether a package may change the embedding space of a model id without an administrator's
     /// consent.
     pub replace_embedding_space: bool,
@@ -309,6 +368,26 @@ pub struct PackageSettings {
     pub incomplete_timeout: Duration,
     /// Largest uncompressed size of a package.
     pub max_package_size: Bytes,
+}
+
+/// A further drop directory.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DropDirectorySettings {
+    /// The directory.
+    pub path: PathBuf,
+    /// Whether a model is removed from the store when its file is removed from this directory.
+    pub remove_with_file: bool,
+}
+
+/// Time at which the id of a model begins to mean a higher version.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UpdatePolicy {
+    /// When the higher version is installed.
+    Automatic,
+    /// When an administrator approves the higher version.
+    Manual,
 }
 
 /// Computation of texts.
@@ -332,6 +411,8 @@ pub struct EmbeddingSettings {
     /// Maximum number of batches of one model that are computed concurrently; `None` means one more
     /// than threads, but at most 5.
     pub parallel_batches: Option<usize>,
+    /// Whether a request may ask for `dimensions` that its model was not trained for.
+    pub allow_any_dimensions: bool,
 }
 
 /// The requested precision of a model's products.
@@ -384,6 +465,7 @@ impl Default for Settings {
                 max_connections: 256,
                 max_body: Bytes::mib(16),
                 drain_timeout: Duration::from_secs(20),
+                overload_status: 429,
             },
             memory: MemorySettings {
                 embedding_model: "bundled-mini".to_owned(),
@@ -391,8 +473,10 @@ impl Default for Settings {
                 fallback_strategy: FallbackStrategy::Auto,
                 allow_fallback: false,
                 allow_dimension_mismatch: false,
+                dynamic_selection: false,
                 preload_models: vec!["bundled-mini".to_owned()],
                 max_loaded_models: 4,
+                max_idle_time: None,
                 memory_limit: None,
                 min_free: Bytes::mib(64),
                 eviction_policy: EvictionPolicy::MemoryPressure,
@@ -408,6 +492,7 @@ impl Default for Settings {
                     max_size: Bytes(5_000_000_000),
                     max_models: 10,
                     cleanup_policy: CleanupPolicy::Lru,
+                    unused_for: None,
                     validation_interval: Duration::from_secs(86_400),
                     validation_on_startup: true,
                     bundled_only: false,
@@ -415,8 +500,10 @@ impl Default for Settings {
             },
             packages: PackageSettings {
                 drop_directory: "/var/lib/caxton/packages".into(),
+                more_directories: Vec::new(),
                 bundled_directory: "/usr/share/caxton/models".into(),
                 keys_directory: "/etc/caxton/keys.d".into(),
+                updates: UpdatePolicy::Automatic,
                 replace_embedding_space: false,
                 remove_with_file: true,
                 incomplete_timeout: Duration::from_secs(600),
@@ -430,6 +517,7 @@ impl Default for Settings {
                 queue_tokens: 1_048_576,
                 max_batch_wait_ms: 2,
                 parallel_batches: None,
+                allow_any_dimensions: false,
             },
             models: BTreeMap::new(),
             aliases: BTreeMap::new(),
@@ -448,11 +536,28 @@ mod tests {
     fn version_settings_override_model_settings() {
         let mut settings = Settings::default();
         let of = |memory_priority| ModelSettings { memory_priority, ..ModelSettings::default() };
-        assert_eq!(settings.model("a", "1.0"), ModelSettings::default());
+        let stays = |settings| ModelSettings { max_idle_time: IdleTime::Never, ..settings };
+        assert_eq!(settings.model("a", "1.0"), stays(ModelSettings::default()));
         settings.models.insert("a".to_owned(), ModelSettings { pinned: true, ..of(1) });
         settings.models.insert("a@1.0".to_owned(), of(5));
-        assert_eq!(settings.model("a", "1.0"), of(5));
-        assert_eq!(settings.model("a", "1.1"), ModelSettings { pinned: true, ..of(1) });
-        assert_eq!(settings.model("a.1", "1.0"), of(3));
+        assert_eq!(settings.model("a", "1.0"), stays(of(5)));
+        assert_eq!(settings.model("a", "1.1"), stays(ModelSettings { pinned: true, ..of(1) }));
+        assert_eq!(settings.model("a.1", "1.0"), stays(of(3)));
+    }
+
+    #[test]
+    fn own_idle_time_overrides_that_of_memory() {
+        let mut settings = Settings::default();
+        let minute = Duration::from_secs(60);
+        settings.memory.max_idle_time = Some(minute);
+        let own =
+            [("a", IdleTime::Default), ("b", IdleTime::Never), ("c", IdleTime::After(minute * 2))];
+        for (id, max_idle_time) in own {
+            let own = ModelSettings { max_idle_time, ..ModelSettings::default() };
+            settings.models.insert(id.to_owned(), own);
+        }
+        let limit = |id| settings.model(id, "1").max_idle_time.limit();
+        assert_eq!([limit("a"), limit("d")], [Some(minute); 2]);
+        assert_eq!([limit("b"), limit("c")], [None, Some(minute * 2)]);
     }
 }

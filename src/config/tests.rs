@@ -83,6 +83,24 @@ fn shipped_file_has_defaults_and_every_key() {
 }
 
 #[test]
+fn shipped_comment_tells_need_of_restart() {
+    let (mut comment, mut marked) = ("", Vec::new());
+    for line in SHIPPED.lines().map(str::trim) {
+        if line.is_empty() || line.starts_with("# ") {
+            comment = line;
+        } else if line.trim_start_matches('#').contains(": ") {
+            // The last line of the comment has the mark.
+            marked.push(std::mem::take(&mut comment).ends_with("Restart."));
+        }
+    }
+    let keys: Vec<_> = KEYS.iter().filter(|key| !key.alias).collect();
+    assert_eq!(marked.len(), keys.len());
+    for (key, marked) in keys.iter().zip(marked) {
+        assert_eq!(marked, key.restart, "{}", key.name);
+    }
+}
+
+#[test]
 fn offline_edge_device_configuration_loads() {
     let settings = load_yaml(
         r#"
@@ -107,30 +125,34 @@ fn every_key_reaches_its_setting() {
         r#"
 socket:
   { path: /s, mode: "0600", group: 7, admins: { users: [a, 1], groups: [b] }, max_connections: 2,
-    max_body: 1MiB, drain_timeout: 1500ms }
+    max_body: 1MiB, drain_timeout: 1500ms, overload_status: 503 }
 memory:
   embedding_model: m
   fallback_models: [n]
   fallback_strategy: manual
   allow_fallback: true
   allow_dimension_mismatch: true
+  dynamic_selection: true
   preload_models: [m, n]
   max_loaded_models: 2
+  max_idle_time: 30m
   memory_limit: 512MiB
   min_free: 1MiB
   eviction_policy: fifo
   pressure: { moderate: 50%, high: 60%, critical: 70%, recovery_time: 3s, reload_cooldown: 4s }
   model_cache:
-    { directory: /d, max_size_gb: 0.5, max_models: 3, cleanup_policy: manual,
+    { directory: /d, max_size_gb: 0.5, max_models: 3, cleanup_policy: manual, unused_for: 30days,
       validation_interval: 1h, validation_on_startup: false, bundled_only: true }
 packages:
-  { drop_directory: /p, bundled_directory: /b, keys_directory: /k, replace_embedding_space: true,
+  { drop_directory: /p, more_directories: [{ path: /q, remove_with_file: true }, { path: /r }],
+    bundled_directory: /b, keys_directory: /k, updates: manual, replace_embedding_space: true,
     remove_with_file: false,
     incomplete_timeout: 5s, max_package_size: 1GB }
 embedding: { precision: int8, threads: 4, batch_tokens: 1024, queue_size: 9, queue_tokens: 512,
-  max_batch_wait_ms: 7, parallel_batches: 3 }
+  max_batch_wait_ms: 7, parallel_batches: 3, allow_any_dimensions: true }
 models:
-  m.1@2.0: { memory_priority: 5, max_idle_time: 5m, preload: true, pinned: true }
+  m.1@2.0:
+    { memory_priority: 5, max_idle_time: 5m, preload: true, pinned: true, max_sequence_length: 64 }
 aliases:
   m.1-2.0: { model: m, revision: "2", canary: { model: n, revision: "0123", percent: 10 } }
 tenants:
@@ -152,6 +174,7 @@ log: { level: trace }
             max_connections: 2,
             max_body: Bytes::mib(1),
             drain_timeout: Duration::from_millis(1500),
+            overload_status: 503,
         },
         memory: MemorySettings {
             embedding_model: "m".to_owned(),
@@ -159,8 +182,10 @@ log: { level: trace }
             fallback_strategy: FallbackStrategy::Manual,
             allow_fallback: true,
             allow_dimension_mismatch: true,
+            dynamic_selection: true,
             preload_models: vec!["m".to_owned(), "n".to_owned()],
             max_loaded_models: 2,
+            max_idle_time: Some(Duration::from_secs(1800)),
             memory_limit: Some(Bytes::mib(512)),
             min_free: Bytes::mib(1),
             eviction_policy: EvictionPolicy::Fifo,
@@ -176,6 +201,7 @@ log: { level: trace }
                 max_size: Bytes(500_000_000),
                 max_models: 3,
                 cleanup_policy: CleanupPolicy::Manual,
+                unused_for: Some(Duration::from_secs(30 * 86_400)),
                 validation_interval: Duration::from_secs(3600),
                 validation_on_startup: false,
                 bundled_only: true,
@@ -183,8 +209,13 @@ log: { level: trace }
         },
         packages: PackageSettings {
             drop_directory: "/p".into(),
+            more_directories: vec![
+                DropDirectorySettings { path: "/q".into(), remove_with_file: true },
+                DropDirectorySettings { path: "/r".into(), remove_with_file: false },
+            ],
             bundled_directory: "/b".into(),
             keys_directory: "/k".into(),
+            updates: UpdatePolicy::Manual,
             replace_embedding_space: true,
             remove_with_file: false,
             incomplete_timeout: Duration::from_secs(5),
@@ -198,14 +229,16 @@ log: { level: trace }
             queue_tokens: 512,
             max_batch_wait_ms: 7,
             parallel_batches: Some(3),
+            allow_any_dimensions: true,
         },
         models: BTreeMap::from([(
             "m.1@2.0".to_owned(),
             ModelSettings {
                 memory_priority: 5,
-                max_idle_time: Some(Duration::from_secs(300)),
+                max_idle_time: IdleTime::After(Duration::from_secs(300)),
                 preload: true,
                 pinned: true,
+                max_sequence_length: Some(64),
             },
         )]),
         aliases: BTreeMap::from([(
@@ -272,7 +305,12 @@ fn later_files_override_keys_and_whole_lists() {
     expected.socket.drain_timeout = Duration::from_secs(5);
     expected.socket.admins.users = vec!["c".to_owned()];
     let default = ModelSettings::default();
-    let pinned = ModelSettings { memory_priority: 1, pinned: true, ..default };
+    let pinned = ModelSettings {
+        memory_priority: 1,
+        max_idle_time: IdleTime::Never,
+        pinned: true,
+        ..default
+    };
     expected.models.insert("a.1".to_owned(), pinned);
     expected.models.insert("b".to_owned(), ModelSettings { preload: true, ..default });
     assert_eq!(loaded.settings, expected);
@@ -413,6 +451,21 @@ fn alias_must_name_a_model() {
     let canary = CanarySettings { model: Some("n".to_owned()), revision: None, percent: 50 };
     assert_eq!(settings.aliases["a"].canary, canary);
     assert_eq!(diff(&Settings::default(), &settings).live.len(), 3);
+}
+
+#[test]
+fn further_drop_directory_has_one_use() {
+    let root = TempDir::new().unwrap();
+    let more = "packages: { more_directories: [{ path: /a }, { path: /var/lib/caxton/ }] }";
+    write(root.path(), "etc/caxton/caxton.yaml", more);
+    assert_eq!(
+        below(&root),
+        "/etc/caxton/caxton.yaml:1:31: packages.more_directories: /var/lib/caxton is also \
+         memory.model_cache.directory; use another directory"
+    );
+    let store = "memory: { model_cache: { directory: /b } }";
+    write(root.path(), "etc/caxton/conf.d/store.yaml", store);
+    assert_eq!(below(&root), "");
 }
 
 #[test]

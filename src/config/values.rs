@@ -114,7 +114,7 @@ mod tests {
         let pinned = value(&values, "models.a.1@2.pinned");
         assert_eq!(pinned.path, ["models", "a.1@2", "pinned"]);
         assert_eq!((pinned.value.as_str(), pinned.default.as_str()), ("true", "false"));
-        assert_eq!(value(&values, "models.a.1@2.max_idle_time").value, "never");
+        assert_eq!(value(&values, "models.a.1@2.max_idle_time").value, "default");
     }
 
     #[test]

@@ -10,8 +10,8 @@ use figment::value::{Dict, Value as Checked};
 
 use super::file::{self, Value};
 use super::key_value::KeyValue;
-use super::kind::ValueKind;
 use super::kind::sections::SectionField;
+use super::kind::{IDLE_AFTER, ValueKind};
 
 /// Formats `value`, in the form of the settings, as a value of this kind in a file. Returns `None`
 /// when the kind cannot express it.
@@ -23,14 +23,20 @@ pub(super) fn value(kind: &ValueKind, value: &Checked) -> Option<String> {
         (ValueKind::Flag | ValueKind::NoDownload, held) => {
             held.to_bool().map(|flag| flag.to_string())
         }
-        (ValueKind::Count(..), held) => Some(held.to_u128()?.to_string()),
+        (ValueKind::Count(..) | ValueKind::OneNumberOf(_), held) => {
+            Some(held.to_u128()?.to_string())
+        }
         (ValueKind::Size(..), held) => Some(size(held.to_u128()?)),
         (ValueKind::Percent, held) => Some(format!("{}%", held.to_u128()?)),
         (ValueKind::Gigabytes, held) => Some(gigabytes(held.to_u128()?)),
         (ValueKind::Time(..), held) => duration(held.as_dict()?),
+        (ValueKind::IdleTime(..), Checked::Dict(_, held)) => {
+            duration(held.get(IDLE_AFTER)?.as_dict()?)
+        }
         (ValueKind::Mode, held) => Some(format!("\"{:04o}\"", held.to_u128()?)),
         (
             ValueKind::OneOf(_)
+            | ValueKind::IdleTime(..)
             | ValueKind::Path
             | ValueKind::SocketPath
             | ValueKind::Model
@@ -192,6 +198,9 @@ mod tests {
             "memory: { model_cache: { max_size_gb: 1000000, validation_interval: 1year } }",
             "memory: { embedding_model: \"1\", fallback_models: [\"null\", \"1.0\", a@1], preload_models: [] }",
             "embedding: { threads: 3, precision: bf16 }",
+            "socket: { overload_status: 503 }\nmemory: { max_idle_time: 90s, model_cache: { unused_for: 1year } }",
+            "packages: { updates: manual, more_directories: [{ path: '/a, b', remove_with_file: true }, { path: /c }] }",
+            "models: { a: { max_idle_time: never, max_sequence_length: 128 }, b: { max_idle_time: default } }",
             "models: { \"1\": { max_idle_time: 1h 30m }, a.b: { pinned: true }, a: { preload: true } }",
             "aliases: { a: { model: m, revision: \"1\", canary: { model: \"2\", percent: 9 } }, b: { model: m } }",
             "tenants: [{ name: a, users: [1, b] }, { name: c, model: m, allowed_models: [m], max_concurrent: 3 }]",
@@ -207,7 +216,7 @@ mod tests {
         let start = "socket:\n  path: /run/caxton/caxton.sock  # of socket.path\n  mode: \"0660\"  # of socket.mode\n  \
                      group: b  # of socket.group\n  admins:\n    users: [root]  # of socket.admins.users\n";
         assert!(written.starts_with(start), "{written}");
-        let models = "\nmodels:\n  a:\n    memory_priority: 3  # of models.a.memory_priority\n    max_idle_time: never  ";
+        let models = "\nmodels:\n  a:\n    memory_priority: 3  # of models.a.memory_priority\n    max_idle_time: default  ";
         assert!(written.contains(models), "{written}");
     }
 

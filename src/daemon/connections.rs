@@ -9,7 +9,7 @@
 //!    connections that were asked to close and are still open.
 //! 2. Root and the daemon's own user have a reserve of slots that other users cannot take.
 //! 3. A user loses a connection only to a user with fewer connections, and keeps at least as many
-//!    as that user then has.
+//!    as that user then has. Or the user loses its own longest idle connection to its new one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,6 +23,9 @@ const RESERVE: usize = 8;
 /// Largest number of connections that were asked to close and are still open. They close when they
 /// are idle, when their answer is written, or after [`CLOSE_TIMEOUT`].
 const MAX_CLOSING: usize = 64;
+/// Shortest time for which a connection is idle before it is closed for a new one of the same user.
+/// A shorter time would close connections of a burst whose request is on its way.
+const MIN_IDLE: Duration = Duration::from_secs(1);
 /// Timeout for a connection that was asked to close. The client must have read its answer by then.
 /// Time for computing the answer does not count.
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -154,6 +157,20 @@ impl ConnectionTable {
         theirs.min_by_key(|(id, open)| (open.phase, open.since, **id)).map(|(id, _)| *id)
     }
 
+    /// Returns the longest idle connection of `uid`, to be closed for its new one: clients keep
+    /// connections open for later requests. Returns `None` if none was idle for [`MIN_IDLE`], or if
+    /// too many connections are closing already.
+    fn own_idle_connection(&self, uid: u32, now: Instant) -> Option<u64> {
+        let leaving = self.open.len() - self.total;
+        let is_idle = |open: &OpenConnection| {
+            open.uid == uid && !open.is_closing && open.phase == ConnectionPhase::Idle
+        };
+        let idle = self.open.iter().filter(|(_, open)| is_idle(open));
+        let (id, longest) = idle.min_by_key(|(id, open)| (open.since, **id))?;
+        let is_long = now.saturating_duration_since(longest.since) >= MIN_IDLE;
+        (leaving < MAX_CLOSING && is_long).then_some(*id)
+    }
+
     /// Takes a slot for a connection of `uid`. Also returns the user that gives up a connection for
     /// it, if any.
     ///
@@ -167,14 +184,17 @@ impl ConnectionTable {
         let holder = self.top_user();
         let mut gives = None;
         if !self.has_slot(uid) {
-            let id = self.connection_to_close(uid).ok_or(holder)?;
+            let of_holder = self.connection_to_close(uid).map(|id| (id, holder));
+            let own = TopUser { uid, held: self.held(uid) };
+            let of_user = || self.own_idle_connection(uid, now).map(|id| (id, own));
+            let (id, loser) = of_holder.or_else(of_user).ok_or(holder)?;
             if let Some(open) = self.open.get_mut(&id) {
                 open.is_closing = true;
                 open.close.cancel();
                 let uid = open.uid;
                 self.uncount(uid);
             }
-            gives = Some(holder);
+            gives = Some(loser);
         }
         let id = self.next;
         self.next += 1;
@@ -355,6 +375,13 @@ mod tests {
             (0..count).map(|_| self.served(uid)).collect()
         }
 
+        /// Admits connections that compute an answer.
+        fn busy(&mut self, uid: u32, count: usize) -> Vec<ConnectionSlot> {
+            let slots = self.many(uid, count);
+            slots.iter().for_each(|slot| slot.set_phase(ConnectionPhase::Computing));
+            slots
+        }
+
         fn refused(&mut self, uid: u32) -> TopUser {
             match self.admit(uid) {
                 AcceptDecision::Refused(_, holder) => holder,
@@ -371,7 +398,7 @@ mod tests {
     #[test]
     fn one_user_takes_all_but_the_reserve() {
         let mut places = Fixture::new(256);
-        let hog = places.many(65_534, 248);
+        let hog = places.busy(65_534, 248);
         assert_eq!(places.refused(65_534), TopUser { uid: 65_534, held: 248 });
         let owners = [places.many(0, 4), places.many(OWN, 4)];
         assert_eq!(left(&hog), [0_usize; 0]);
@@ -414,8 +441,8 @@ mod tests {
     #[test]
     fn similar_holder_loses_no_connection() {
         let mut places = Fixture::new(4);
-        let first = places.many(1, 2);
-        let _second = places.many(2, 1);
+        let first = places.busy(1, 2);
+        let _second = places.busy(2, 1);
         assert_eq!(places.refused(2), TopUser { uid: 1, held: 2 });
         assert_eq!(places.refused(1).uid, 1);
         assert_eq!(left(&first), [0_usize; 0]);
@@ -423,6 +450,25 @@ mod tests {
         drop(places.served(0));
         let AcceptDecision::Served(_, Some(_)) = places.admit(3) else { panic!() };
         assert_eq!(left(&first), [0]);
+    }
+
+    #[test]
+    fn own_longest_idle_connection_is_closed() {
+        let mut places = Fixture::new(4);
+        let busy = places.busy(1, 1);
+        let idle = places.many(1, 2);
+        let first = TopUser { uid: 1, held: 3 };
+        let AcceptDecision::Served(newest, Some(loser)) = places.admit(1) else { panic!() };
+        assert_eq!((loser, left(&idle)), (first, vec![0]));
+        // The second one is idle, too, but was opened a moment ago.
+        idle[1].set_phase(ConnectionPhase::Computing);
+        newest.set_phase(ConnectionPhase::Idle);
+        let now = newest.phase().1;
+        let decision = places.connections.admit(1, now + MIN_IDLE / 2);
+        assert!(matches!(decision, AcceptDecision::Refused(_, holder) if holder == first));
+        let decision = places.connections.admit(1, now + MIN_IDLE);
+        assert!(matches!(decision, AcceptDecision::Served(_, Some(loser)) if loser == first));
+        assert_eq!((left(&busy), left(&[newest])), (vec![], vec![0]));
     }
 
     #[test]
@@ -459,8 +505,9 @@ mod tests {
                         let own = counted(uid);
                         match places.admit(uid) {
                             AcceptDecision::Served(entry, gives) => {
-                                if let Some(holder) = gives {
-                                    prop_assert_ne!(holder.uid, uid);
+                                if let Some(holder) = gives.filter(|holder| holder.uid == uid) {
+                                    prop_assert_eq!(holder.held, before[&uid]);
+                                } else if let Some(holder) = gives {
                                     let after = places.connections.lock().weighted_count(holder.uid);
                                     prop_assert!(after > own, "{} {}", after, own);
                                     prop_assert_eq!(holder.held, before[&holder.uid]);

@@ -19,9 +19,11 @@
 mod arguments;
 mod connections;
 mod last_good;
+mod linger;
 mod listen;
 mod preload;
 mod reload;
+mod request_body;
 mod sandbox;
 mod serve;
 mod signal;
@@ -47,7 +49,7 @@ use crate::api::{self, App, Tenants};
 use crate::base::errors::{chain, errno};
 use crate::base::exit::Exit;
 use crate::base::units::milliseconds;
-use crate::config::{self, ConfigSource, Settings};
+use crate::config::{self, ConfigSource, PackageSettings, Settings};
 use crate::files;
 use crate::files::watch::{self, CompletedFiles, WriteFilter};
 use crate::memory::monitor::{MemorySampler, Reading, monitor};
@@ -56,7 +58,7 @@ use crate::memory::{malloc_trim, mlock};
 use crate::models::ingest::install::Installer;
 use crate::models::ingest::selftest::SelfTester;
 use crate::models::ingest::trust;
-use crate::models::ingest::{self, Ingester};
+use crate::models::ingest::{self, DropDirectory, Ingester};
 use crate::models::residency::load;
 use crate::models::usage::{self, Usage};
 use crate::models::{ManagerHandle, ManagerParts};
@@ -230,6 +232,19 @@ fn open_store(settings: &Settings) -> Result<Arc<Store>, Exit> {
     Ok(Arc::new(store))
 }
 
+/// Returns the drop directories, the main one first, each with the names of its complete files.
+fn drop_directories_of(settings: &Settings) -> Vec<(DropDirectory, CompletedFiles)> {
+    let PackageSettings { drop_directory, more_directories, .. } = &settings.packages;
+    let main = CompletedFiles::default();
+    let mut directories = vec![(DropDirectory::main(drop_directory.clone(), main.clone()), main)];
+    directories.extend(more_directories.iter().map(|more| {
+        let completed = CompletedFiles::default();
+        let (path, removes) = (&more.path, more.remove_with_file);
+        (DropDirectory::further(path, removes, completed.clone()), completed)
+    }));
+    directories
+}
+
 /// Configuration as it was read at start, and the means to read it again.
 struct ReadConfiguration {
     source: ConfigSource,
@@ -254,6 +269,8 @@ struct Daemon {
     pings: mpsc::Sender<LivenessPing>,
     /// Loads of models that were not requested yet.
     preloads: JoinSet<()>,
+    /// Models that the last applied settings preload; `None` until the daemon is ready.
+    preloaded: Option<BTreeSet<String>>,
     reloader: Reloader,
     ticks: mpsc::Receiver<()>,
     /// Tokens shared with the ingester.
@@ -286,17 +303,22 @@ impl Daemon {
             config_ticks,
             stop_all.clone(),
         );
-        let drop_directory = settings.packages.drop_directory.clone();
-        let (looked_at, completed) = (vec![drop_directory.clone()], CompletedFiles::default());
-        let writes = WriteFilter::Each(completed.clone());
-        let drop_watch = watch::watch(looked_at, writes, drop_ticks, stop_all.clone());
+        // Each directory has a watcher of its own: the file system of one may not answer.
+        let (mut drop_directories, mut drop_watches) = (Vec::new(), Vec::new());
+        for (directory, completed) in drop_directories_of(&settings) {
+            let watched = vec![directory.path().to_owned()];
+            let writes = WriteFilter::Each(completed);
+            drop_watches.push(watch::watch(watched, writes, drop_ticks.clone(), stop_all.clone()));
+            drop_directories.push(directory);
+        }
         let (key_ticks, keys_changed) = mpsc::channel(1);
         let keys = vec![settings.packages.keys_directory.clone()];
         let keys_watch = watch::watch(keys, WriteFilter::Finished, key_ticks, stop_all.clone());
 
         let (metrics, events) = (Metrics::new(api::ROUTES), Events::new(SystemTime::now()));
-        let (reloader, follow) = Reloader::new(source, start, last_good, level, events.clone());
         let gauge = MemorySampler::new(Path::new(ROOT), settings.memory.memory_limit);
+        let (reloader, follow) =
+            Reloader::new(source, start, last_good, level, gauge.clone(), events.clone());
         let (told, readings) = channel::channel(Reading::default());
         let source =
             source::PressureSource::open(Path::new(ROOT), PressureEnvironment::of_process());
@@ -317,7 +339,8 @@ impl Daemon {
         let installer = Installer::new(handle.clone(), follow.rules, options, tester);
         let bundled_directory = settings.packages.bundled_directory.clone();
         let ingester =
-            Ingester::new(installer.clone(), follow.schedule, bundled_directory, drop_directory);
+            Ingester::new(installer.clone(), follow.schedule, bundled_directory, drop_directories);
+        let intake = ingester.intake();
         let mut extending = JoinSet::new();
         extending.spawn(systemd::extend_start(package::hashed_bytes));
         let mut tasks = JoinSet::new();
@@ -328,10 +351,11 @@ impl Daemon {
         tasks.spawn(run_task("trust", trust));
         tasks.spawn(run_task("keys watcher", keys_watch));
         let together = ingest::StartSignals::default();
-        let take_completed = move || completed.take();
-        let run = ingester.run(dropped, take_completed, together.clone(), stop_all.clone());
+        let run = ingester.run(dropped, together.clone(), stop_all.clone());
         tasks.spawn(run_task("ingester", run));
-        tasks.spawn(run_task("drop directory watcher", drop_watch));
+        for drop_watch in drop_watches {
+            tasks.spawn(run_task("drop directory watcher", drop_watch));
+        }
         tasks.spawn(run_task("configuration watcher", config_watch));
 
         let permits = Permits::new(load::processors());
@@ -339,6 +363,7 @@ impl Daemon {
             service: EmbeddingService::new(handle.clone(), permits, metrics.clone()),
             handle,
             installer,
+            intake,
             tenants: Arc::new(Tenants::new(follow.settings.clone())),
             settings: follow.settings,
             initial_settings: reloader.at_start(),
@@ -375,6 +400,7 @@ impl Daemon {
             extending,
             pings: turns,
             preloads: JoinSet::new(),
+            preloaded: None,
             reloader,
             ticks,
             start_signals: together,
@@ -440,15 +466,16 @@ impl Daemon {
         self.tasks.spawn(run_task("watchdog", watchdog));
     }
 
+    /// Loads the models that the settings preload and did not preload before.
     fn preload(&mut self) {
         let settings = self.app.settings.borrow().clone();
-        let mut names: BTreeSet<String> = settings.memory.preload_models.iter().cloned().collect();
-        let models = settings.models.iter().filter(|(_, model)| model.preload);
-        names.extend(models.map(|(name, _)| name.clone()));
-        // The default model is resident, or its error is logged already.
-        names.remove(settings.default_model());
+        let names = preload::names(&settings);
+        let before = self.preloaded.replace(names.clone()).unwrap_or_default();
         for name in names {
-            self.preloads.spawn(preload(self.app.handle.clone(), name));
+            // The default model is resident, or its error is logged already.
+            if !before.contains(&name) && name != settings.default_model() {
+                self.preloads.spawn(preload(self.app.handle.clone(), name));
+            }
         }
     }
 
@@ -457,6 +484,10 @@ impl Daemon {
         systemd::reloading();
         self.reloader.apply(read);
         systemd::ready(&self.status());
+        // Before the daemon is ready, the models are not preloaded yet.
+        if self.preloaded.is_some() {
+            self.preload();
+        }
         self.reloader.keep().await;
     }
 

@@ -1,10 +1,12 @@
 //! Preloads models before they are requested.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use crate::base::errors::chain;
+use crate::config::Settings;
 use crate::models::ManagerHandle;
 use crate::telemetry::log::Message;
 
@@ -31,6 +33,13 @@ pub(super) async fn load_default(handle: ManagerHandle, there: impl Future<Outpu
     there.await;
     let name = handle.default_model();
     preload(handle, name).await;
+}
+
+/// Returns the names of the models that `settings` preload.
+pub(super) fn names(settings: &Settings) -> BTreeSet<String> {
+    let models = settings.models.iter().filter(|(_, model)| model.preload);
+    let listed = settings.memory.preload_models.iter();
+    listed.chain(models.map(|(name, _)| name)).cloned().collect()
 }
 
 /// Loads a model before it is requested. Errors are logged here. A later request tries again and

@@ -16,9 +16,10 @@ use crate::api::wire::Configuration;
 use crate::base::errors::chain;
 use crate::config::{self, ConfigError, ConfigSource, LoadedConfig, LogLevel, Settings};
 use crate::memory::level::Thresholds;
+use crate::memory::monitor::MemorySampler;
 use crate::models;
 use crate::models::ingest::IngestSettings;
-use crate::models::ingest::install::InstallRules;
+use crate::models::ingest::install::{InstallRules, further_directories};
 use crate::telemetry::events::{Event, Events};
 use crate::telemetry::log::{self, Message};
 
@@ -101,16 +102,20 @@ pub(super) struct Reloader {
     thresholds: watch::Sender<Thresholds>,
     rules: watch::Sender<InstallRules>,
     schedule: watch::Sender<IngestSettings>,
+    /// Sampler with the memory limit. `PUT /api/memory/limit` changes its limit, too.
+    sampler: MemorySampler,
     events: Events,
 }
 
 impl Reloader {
-    /// Applies the configuration that was read at start. Returns the channels to follow.
+    /// Applies the configuration that was read at start. Returns the channels to follow. `sampler`
+    /// has the memory limit of this configuration.
     pub(super) fn new(
         source: ConfigSource,
         InitialConfig { loaded, problems }: InitialConfig,
         last_good: LastGood,
         level: log::LevelHandle,
+        sampler: MemorySampler,
         events: Events,
     ) -> (Self, SettingsReceivers) {
         let LoadedConfig { settings, files } = loaded;
@@ -131,6 +136,7 @@ impl Reloader {
             rules: watch::Sender::new(InstallRules::from(&settings)),
             schedule: watch::Sender::new(IngestSettings::from(&settings)),
             settings: watch::Sender::new(Arc::new(settings)),
+            sampler,
             events,
         };
         reloader.events.publish(Event::ConfigurationApplied { generation: 1 });
@@ -235,12 +241,18 @@ impl Reloader {
             keys_directory: packages.keys_directory,
             bundled_directory: packages.bundled_directory,
             drop_directory: packages.drop_directory,
+            more_directories: further_directories(&self.at_start),
             ..InstallRules::from(&settings)
         };
         // Send the rules before the schedule: the ingester wakes up on the schedule and reads the
         // rules.
         self.rules.send_replace(rules);
         self.schedule.send_replace(IngestSettings::from(&settings));
+        // A limit that an administrator has set stays until the key itself changes.
+        let limit = settings.memory.memory_limit;
+        if limit != self.settings.borrow().memory.memory_limit {
+            self.sampler.set_limit(limit);
+        }
         self.settings.send_replace(Arc::new(settings));
         self.configuration.send_modify(|seen| {
             seen.files = names(&files);

@@ -4,7 +4,10 @@
 //! [`super::connections`] decides which connection is served when all slots are taken. A connection
 //! without a slot can use the health routes and gets 503 for all others. A connection is closed if
 //! it does not send a request for [`IDLE_TIMEOUT`], or if its client does not read the answer for
-//! [`WRITE_TIMEOUT`]. The timeout of a request body is enforced where bodies are read.
+//! [`WRITE_TIMEOUT`]. The timeout of a request body is enforced where bodies are read. A connection
+//! whose request has a body that the handler did not read stays open if a bounded rest
+//! ([`super::request_body`]) ends the body. Otherwise the answer has `connection: close`, and the
+//! daemon lingers ([`super::linger`]), so that the client reads the answer.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -17,7 +20,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::Request;
+use axum::http::{HeaderValue, Request, header};
 use axum::response::Response;
 use futures_util::FutureExt;
 use hyper::body::{Body as HttpBody, Bytes, Frame, Incoming, SizeHint};
@@ -38,6 +41,8 @@ use super::connections::{
     AcceptDecision, CLOSE_TIMEOUT, ConnectionPhase, ConnectionSlot, Connections, RefusalSlot,
     TopUser,
 };
+use super::linger::{LingerSwitch, LingeringStream};
+use super::request_body::RequestBody;
 use crate::api::{self, ConnectionId, EndlessBody, PeerCredentials};
 use crate::base::units::milliseconds;
 use crate::config::Settings;
@@ -226,14 +231,23 @@ async fn serve_connection(
     };
     let id = ConnectionId::next();
     let of_request = entry.clone();
+    let switch = LingerSwitch::default();
+    let of_service = switch.clone();
     let service = service_fn(move |request: Request<Incoming>| {
-        let entry = of_request.clone();
-        let mut request = request.map(|body| Body::new(RequestBody::new(body, entry.clone())));
+        let (entry, switch) = (of_request.clone(), of_service.clone());
+        let (request, rest) = RequestBody::split(request, entry.clone());
+        let mut request = request.map(Body::new);
         request.extensions_mut().insert(peer);
         request.extensions_mut().insert(id);
         let answer = router.clone().call(request);
         async move {
-            let response = catch_panic(answer).await;
+            let mut response = catch_panic(answer).await;
+            if !rest.discard().await {
+                // The rest of the body would be taken for the next request.
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(header::CONNECTION, close);
+                switch.set();
+            }
             if let Some(entry) = &entry {
                 let is_endless = response.extensions().get::<EndlessBody>().is_some();
                 entry.set_phase(if is_endless {
@@ -247,7 +261,7 @@ async fn serve_connection(
     });
     // Only writes have this timeout: between requests, and while an answer is computed, there is
     // nothing to write.
-    let mut stream = TimeoutWriter::new(stream);
+    let mut stream = TimeoutWriter::new(LingeringStream::new(stream, switch));
     stream.set_timeout(Some(WRITE_TIMEOUT));
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -316,70 +330,13 @@ async fn wait_for_close(entry: Option<&ConnectionSlot>) -> CloseMode {
 async fn wait_for_close_timeout(entry: Option<&ConnectionSlot>) {
     let Some(entry) = entry else { return std::future::pending().await };
     entry.close_requested().await;
-    let told = Instant::now();
+    let requested = Instant::now();
     loop {
         tokio::time::sleep(CLOSE_CHECK_INTERVAL).await;
         let (phase, since) = entry.phase();
-        if phase != ConnectionPhase::Computing && since.max(told).elapsed() >= CLOSE_TIMEOUT {
+        if phase != ConnectionPhase::Computing && since.max(requested).elapsed() >= CLOSE_TIMEOUT {
             return;
         }
-    }
-}
-
-/// Body of a request. It changes the phase of the connection when the body has arrived or is
-/// dropped unread.
-struct RequestBody {
-    body: Incoming,
-    entry: Option<Arc<ConnectionSlot>>,
-}
-
-impl RequestBody {
-    fn new(body: Incoming, entry: Option<Arc<ConnectionSlot>>) -> Self {
-        let has_arrived = body.is_end_stream();
-        if let Some(entry) = &entry {
-            entry.set_phase(if has_arrived {
-                ConnectionPhase::Computing
-            } else {
-                ConnectionPhase::Receiving
-            });
-        }
-        Self { body, entry: entry.filter(|_| !has_arrived) }
-    }
-
-    fn on_arrived(&mut self) {
-        if let Some(entry) = self.entry.take() {
-            entry.change_phase(ConnectionPhase::Receiving, ConnectionPhase::Computing);
-        }
-    }
-}
-
-impl HttpBody for RequestBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(context);
-        if matches!(frame, Poll::Ready(None)) || self.body.is_end_stream() {
-            self.on_arrived();
-        }
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Drop for RequestBody {
-    fn drop(&mut self) {
-        self.on_arrived();
     }
 }
 
@@ -475,9 +432,14 @@ mod tests {
         }
     }
 
-    /// Requests `path` over a connection. The connection is served until `read`, the rest of the
-    /// client, has ended and the daemon has closed it. Returns the elapsed time.
+    /// Requests `path` over a connection as [`send`] does.
     async fn ask(path: &str, read: impl AsyncFnOnce(&mut UnixStream)) -> Duration {
+        send(&format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n"), read).await
+    }
+
+    /// Sends `request` over a connection. The connection is served until `read`, the rest of the
+    /// client, has ended and the daemon has closed it. Returns the elapsed time.
+    async fn send(request: &str, read: impl AsyncFnOnce(&mut UnixStream)) -> Duration {
         let router = Router::new().route("/large", get(|| async { vec![b'a'; LARGE] })).route(
             "/late",
             get(|| async {
@@ -486,7 +448,6 @@ mod tests {
             }),
         );
         let (mut client, server) = UnixStream::pair().unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n");
         client.write_all(request.as_bytes()).await.unwrap();
         let peer = peer(&server).unwrap();
         let AcceptDecision::Served(entry, None) = Connections::new(1, 0).admit(0, Instant::now())
@@ -534,5 +495,51 @@ mod tests {
         // The answer is received, and then the idle timeout passes without another request.
         assert!(took.await >= 2 * WRITE_TIMEOUT + IDLE_TIMEOUT);
         assert_eq!(log.text(), "");
+    }
+
+    /// Sends `request`, reads until the daemon closes the connection, and returns the text and the
+    /// elapsed time.
+    async fn answers(request: &str) -> (String, Duration) {
+        let mut answers = String::new();
+        let took = send(request, async |client| {
+            client.read_to_string(&mut answers).await.unwrap();
+            client.shutdown().await.unwrap();
+        });
+        let took = took.await;
+        (answers, took)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unread_body_is_dropped_before_next_request() {
+        let next = "GET /nope HTTP/1.1\r\nconnection: close\r\n\r\n";
+        for head in [
+            "content-length: 5\r\n\r\nhello",
+            "transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        ] {
+            let request = format!("POST /nope HTTP/1.1\r\n{head}{next}");
+            let (answers, _) = answers(&request).await;
+            assert_eq!(answers.matches("HTTP/1.1 404").count(), 2, "{head}: {answers}");
+            assert_eq!(answers.matches("connection: close").count(), 1, "{head}: {answers}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn body_that_does_not_end_closes_the_connection() {
+        let second = Duration::from_secs(1);
+        for (head, waits) in [
+            // The body stops.
+            ("content-length: 5\r\n\r\nhell", true),
+            ("transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n", true),
+            // The body is too long to be dropped.
+            ("content-length: 65537\r\n\r\n", false),
+            // The client waits for the answer.
+            ("expect: 100-continue\r\ncontent-length: 5\r\n\r\n", false),
+        ] {
+            let (answers, took) = answers(&format!("POST /nope HTTP/1.1\r\n{head}")).await;
+            assert!(answers.starts_with("HTTP/1.1 404"), "{head}: {answers}");
+            assert!(answers.contains("connection: close"), "{head}: {answers}");
+            assert_eq!(took >= second, waits, "{head}: {took:?}");
+            assert!(took < 2 * second, "{head}: {took:?}");
+        }
     }
 }

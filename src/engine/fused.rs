@@ -54,7 +54,7 @@ pub(super) struct FusedEmbedder {
     unequal: bool,
     limits: InputLimits,
     dimensions: usize,
-    batch_tokens: usize,
+    batch_tokens: AtomicUsize,
 }
 
 /// Scratch memory of one thread.
@@ -120,7 +120,7 @@ impl FusedEmbedder {
             },
             config,
             dimensions: spec.dimensions,
-            batch_tokens: options.batch_tokens,
+            batch_tokens: AtomicUsize::new(options.batch_tokens),
         })
     }
 
@@ -290,11 +290,12 @@ impl Embedder for FusedEmbedder {
         let threads = self.arenas.len().div_ceil(calls);
         let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
         let together = self.unequal || lengths.iter().sum::<usize>() <= PASS_TOKENS;
+        let budget = self.batch_tokens.load(Ordering::Relaxed);
         let (passes, found) = if threads > 1
             && together
             && let Some(mut shared) = self.try_alone()
         {
-            let passes = passes(&lengths, self.batch_tokens, 1);
+            let passes = passes(&lengths, budget, 1);
             let shared = &mut *shared;
             // Run on a thread of the pool: it stays awake while it waits for the others, so the
             // next step starts at once.
@@ -305,7 +306,7 @@ impl Embedder for FusedEmbedder {
             (passes, found)
         } else {
             let _in_common = self.all_arenas.read().unwrap_or_else(PoisonError::into_inner);
-            let passes = passes(&lengths, self.batch_tokens, threads);
+            let passes = passes(&lengths, budget, threads);
             let found = self.run_passes(texts, &passes, output);
             (passes, found)
         };
@@ -323,6 +324,10 @@ impl Embedder for FusedEmbedder {
 
     fn mapped_bytes(&self) -> u64 {
         self.encoder.words.mapped_bytes()
+    }
+
+    fn set_batch_tokens(&self, tokens: usize) {
+        self.batch_tokens.store(tokens, Ordering::Relaxed);
     }
 
     fn release_scratch(&self) {

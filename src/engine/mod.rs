@@ -106,6 +106,10 @@ pub trait Embedder: Send + Sync {
     /// occurred are resident, and the system reclaims them when memory is short.
     fn mapped_bytes(&self) -> u64;
 
+    /// Sets the maximum number of tokens of a forward pass, in place of
+    /// [`EngineOptions::batch_tokens`]. Does nothing in a model whose passes the caller divides.
+    fn set_batch_tokens(&self, _tokens: usize) {}
+
     /// Frees the memory that passes need in addition to the weights, which is as much as the
     /// largest pass so far needed. The next pass allocates its memory again.
     ///

@@ -71,6 +71,12 @@ pub enum ModelError {
         /// Reason why it may not be used.
         reason: DisabledReason,
     },
+    /// No version of the model may answer for its id yet.
+    #[error(
+        "no version of the model \"{0}\" is approved; name a version, or ask an administrator to \
+         run `caxton model approve {0}`"
+    )]
+    NotApproved(String),
     /// The model could not be loaded; the load is retried after a while.
     #[error("the model \"{name}\" cannot be loaded")]
     Failed {
@@ -122,6 +128,21 @@ pub enum ModelError {
     /// The model is pinned and cannot be unloaded.
     #[error("the model \"{0}\" is pinned and stays in memory")]
     Pinned(String),
+    /// Models did not finish their requests in the time that a caller waits. They are unloaded when
+    /// the requests have ended.
+    #[error(
+        "still draining after {} s: {}; each is unloaded when its requests have ended, and \
+         GET /api/memory/status shows it as \"leaving\" until then; an unload with force=true drops \
+         the waiting requests",
+        .waited.as_secs(),
+        .models.join(", ")
+    )]
+    StillDraining {
+        /// The models, each as `id@version`.
+        models: Vec<String>,
+        /// Time that the caller waited.
+        waited: Duration,
+    },
     /// Too many requests wait for the model.
     #[error("{waiting} requests are waiting for the model \"{name}\" already")]
     Overloaded {

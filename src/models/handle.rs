@@ -7,7 +7,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -26,10 +27,10 @@ use crate::models::residency::retention::KeepAliveRequest;
 use crate::models::serving::table::ServingTable;
 use crate::models::usage::Usage;
 use crate::models::{
-    FlushResult, Lease, LivenessProbe, MemoryView, Overview, REQUEST_TIMEOUT, ReleasedLease,
-    Residency,
+    FlushResult, FlushScope, Lease, LivenessProbe, MemoryView, Overview, REQUEST_TIMEOUT,
+    ReleasedLease, Residency,
 };
-use crate::package::{EntryKey, Store, StoreEntry};
+use crate::package::{EntryKey, Manifest, Store, StoreEntry};
 use crate::telemetry::events::{Event, Events};
 use crate::telemetry::metrics::{LeaseOutcome, Metrics};
 
@@ -39,6 +40,10 @@ const MAX_COMMANDS: usize = 256;
 /// Longest time that a request waits for a model that is loading before the client is asked to
 /// retry.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time that an administrator waits for a model that drains.
+const UNLOAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time that an administrator waits for a flush.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Handle of the manager.
 #[derive(Clone, Debug)]
@@ -53,6 +58,8 @@ pub struct ManagerHandle {
     readings: watch::Receiver<Reading>,
     usage: Arc<Usage>,
     fallback_log: Arc<FallbackLog>,
+    /// Time of the next validation of all files, in seconds since 1970; 0 when it is not known.
+    next_validation: Arc<AtomicU64>,
     metrics: Metrics,
     events: Events,
 }
@@ -80,6 +87,7 @@ impl ManagerHandle {
             readings: parts.readings.clone(),
             usage: Arc::clone(&parts.usage),
             fallback_log: Arc::default(),
+            next_validation: Arc::default(),
             metrics: parts.metrics.clone(),
             events: parts.events.clone(),
         };
@@ -119,7 +127,7 @@ impl ManagerHandle {
         let key = &catalog.find(name).ok()?.key;
         let lease = self.serving.lease(key, name, &self.usage, tokio::time::Instant::now())?;
         self.store.count_access(key);
-        self.metrics.count_lease(key.id(), LeaseOutcome::Hit);
+        self.metrics.count_lease(key.name(), LeaseOutcome::Hit);
         Some(lease)
     }
 
@@ -236,8 +244,13 @@ impl ManagerHandle {
         deadline: Instant,
     ) -> Result<Lease, ModelError> {
         let ReleasedLease { name, key, info, fallback_for } = absent.clone();
-        let lease =
-            self.lease_by(&format!("{}@{}", info.manifest.id, info.revision), deadline).await?;
+        let own_name = format!("{}@{}", info.manifest.id, info.revision);
+        let lease = self.lease_by(&own_name, deadline).await.map_err(|error| match error {
+            // The model was removed meanwhile. The error of the name would list all models, also
+            // those that the client must not see.
+            ModelError::Unknown { .. } => ModelError::Ended(name.clone()),
+            error => error,
+        })?;
         // A revision is shortened, so that it may match another content by now.
         if lease.key != key {
             return Err(ModelError::Ended(name));
@@ -309,41 +322,97 @@ impl ManagerHandle {
         self.send_command(|reply| Command::KeepAlive { name, wish, reply }).await?
     }
 
-    /// Drains and unloads `name`, and waits until it is unloaded. Returns whether it was in memory.
-    /// Cancelling stops the wait.
+    /// Drains and unloads `name`, and waits until it is unloaded. Returns the model, and whether it
+    /// was in memory. `is_forced` drops the requests that wait for it. Cancelling stops the wait,
+    /// not the unload.
     ///
     /// # Errors
-    /// When there is no such model, it is pinned, or it does not finish in time.
-    pub async fn unload(&self, name: &str) -> Result<bool, ModelError> {
+    /// When there is no such model, it is pinned, or it does not finish within [`UNLOAD_TIMEOUT`].
+    pub async fn unload(
+        &self,
+        name: &str,
+        is_forced: bool,
+    ) -> Result<(EntryKey, bool), ModelError> {
         let name = name.to_owned();
-        let Some(gone) = self.send_command(|reply| Command::Unload { name, reply }).await?? else {
-            return Ok(false);
-        };
-        let gone = tokio::time::timeout(REQUEST_TIMEOUT, gone).await;
+        let command = |reply| Command::Unload { name, is_forced, reply };
+        let (key, gone) = self.send_command(command).await??;
+        let Some(gone) = gone else { return Ok((key, false)) };
+        let gone = tokio::time::timeout(UNLOAD_TIMEOUT, gone).await;
         // The channel closes without a value if the model was removed from the store in the
         // meantime. It is unloaded as well.
-        drop(gone.map_err(|_elapsed| ModelError::Timeout(REQUEST_TIMEOUT))?);
-        Ok(true)
+        drop(gone.map_err(|_elapsed| ModelError::StillDraining {
+            models: vec![key.name().to_owned()],
+            waited: UNLOAD_TIMEOUT,
+        })?);
+        Ok((key, true))
     }
 
-    /// Unloads all models that are not pinned, and waits until they are unloaded. Cancelling stops
-    /// the wait.
+    /// Frees the memory in `scope`, and waits until it is freed. Cancelling stops the wait, not the
+    /// unloads.
     ///
     /// # Errors
-    /// When the daemon is stopping, or they do not finish in time.
-    pub async fn flush(&self) -> Result<FlushResult, ModelError> {
-        self.send_command(|reply| Command::Flush { reply }).await
+    /// When the daemon is stopping, or models do not finish within [`FLUSH_TIMEOUT`].
+    pub async fn flush(&self, scope: FlushScope) -> Result<FlushResult, ModelError> {
+        let flush = self.send_command(|reply| Command::Flush { scope, reply });
+        let Ok(flushed) = tokio::time::timeout(FLUSH_TIMEOUT, flush).await else {
+            let states = self.residency().await?;
+            let draining = states.iter().filter(|(_, state)| **state == Residency::Draining);
+            let models = Vec::from_iter(draining.map(|(key, _)| key.name().to_owned()));
+            return Err(match models.is_empty() {
+                true => ModelError::Timeout(FLUSH_TIMEOUT),
+                false => ModelError::StillDraining { models, waited: FLUSH_TIMEOUT },
+            });
+        };
+        flushed
     }
 
-    /// Limits the memory of this process until the next start of the daemon; `None` leaves only the
-    /// limits of the kernel. Waits until memory is measured against the new limit. Cancelling stops
-    /// the wait.
+    /// Returns the number of tokens of a text that the model of `manifest` reads under the present
+    /// settings. Longer texts are truncated.
+    pub fn max_sequence_length(&self, manifest: &Manifest) -> usize {
+        let own = manifest.max_sequence_length;
+        let settings = self.settings.borrow();
+        let model = settings.model(manifest.id.as_str(), manifest.version.as_str());
+        model.max_sequence_length.map_or(own, |most| most.min(own))
+    }
+
+    /// Returns whether a request may ask for vectors of a length that its model was not trained
+    /// for.
+    pub fn allows_any_dimensions(&self) -> bool {
+        self.settings.borrow().embedding.allow_any_dimensions
+    }
+
+    /// Returns `options` with the present settings that may change while the daemon runs.
+    pub(in crate::models) fn current_options(&self, options: EngineOptions) -> EngineOptions {
+        EngineOptions { batch_tokens: self.settings.borrow().embedding.batch_tokens, ..options }
+    }
+
+    /// Records that the files of all models are validated next after this time.
+    pub(in crate::models) fn set_next_validation(&self, after: Duration) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.next_validation.store(now.saturating_add(after).as_secs(), Ordering::Relaxed);
+    }
+
+    /// Returns the time of the next validation of all models' files, in seconds since 1970; `None`
+    /// while it is not known.
+    pub fn next_validation(&self) -> Option<u64> {
+        Some(self.next_validation.load(Ordering::Relaxed)).filter(|at| *at > 0)
+    }
+
+    /// Limits the memory of this process until the next start of the daemon, or until the setting
+    /// changes; `None` leaves only the limits of the kernel. Waits until memory is measured against
+    /// the new limit. Cancelling stops the wait.
     pub async fn set_memory_limit(&self, limit: Option<Bytes>) {
         let now = Instant::now();
         self.sampler.set_limit(limit);
         let mut readings = self.readings.clone();
         // An error means that the monitor has ended, which only happens when the daemon stops.
         drop(readings.wait_for(|reading| reading.at >= now).await);
+    }
+
+    /// Returns the limit on the memory of this process: that of the configuration, or the one that
+    /// was set later.
+    pub fn memory_limit(&self) -> Option<Bytes> {
+        self.sampler.limit()
     }
 
     /// Notifies the manager of a change of the store, and of the entries that were removed.
@@ -405,10 +474,13 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::config::ModelSettings;
     use crate::engine::Precision;
-    use crate::models::DefaultModelState;
+    use crate::memory::level::PressureLevel;
     use crate::models::residency::load;
     use crate::models::residency::retention::{KeepAlive, ModelUser};
+    use crate::models::usage::RequestOutcome;
+    use crate::models::{DefaultModelState, Flow, Owner, Ticket};
     use crate::package::{
         BoxError, CleanupRule, Manifest, Origin, PackRequest, PackageContents, Quota, UnpackLimits,
         pack,
@@ -451,9 +523,29 @@ mod tests {
         store.activate(&key, quota, |_| false).unwrap();
     }
 
+    /// Advances the paused clock until it is dropped.
+    async fn let_time_pass() {
+        loop {
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+    }
+
+    /// Returns the result of `work` while the paused clock advances.
+    async fn while_time_passes<T>(work: impl Future<Output = T>) -> T {
+        tokio::select! {
+            done = work => done,
+            () = let_time_pass() => unreachable!("time does not end"),
+        }
+    }
+
     impl TestManager {
         /// Creates a manager, which has not loaded the model yet.
         fn new() -> Self {
+            Self::under(PressureLevel::Normal)
+        }
+
+        /// Creates a manager as [`new`](Self::new) under this pressure level.
+        fn under(level: PressureLevel) -> Self {
             let place = tempfile::tempdir().unwrap();
             let store = Arc::new(Store::volatile(place.path()).unwrap());
             install(&store);
@@ -463,7 +555,7 @@ mod tests {
                 options: OPTIONS,
                 settings,
                 sampler: MemorySampler::new(Path::new("/"), None),
-                readings: watch::channel(Reading::default()).1,
+                readings: watch::channel(Reading { level, ..Reading::default() }).1,
                 usage: Arc::new(Usage::open(&place.path().join("usage.json"))),
                 metrics: Metrics::new(&[]),
                 events: Events::new(SystemTime::now()),
@@ -501,14 +593,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn renewal_of_removed_model_lists_no_models() {
+        let mut manager = TestManager::new();
+        let handle = manager.handle.clone();
+        let released = manager.load().await.release();
+        let key = handle.store().entries()[0].key.clone();
+        handle.store().remove(&key).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let ended = manager.run(handle.renew(&released, deadline)).await.unwrap_err();
+        assert!(matches!(ended, ModelError::Ended(_)), "{ended}");
+    }
+
+    #[tokio::test]
     async fn draining_model_is_leased_after_reload() {
         let mut manager = TestManager::new();
         let handle = manager.handle.clone();
         drop(manager.load().await);
         let held = handle.lease_resident(MODEL).unwrap();
         let name = MODEL.to_owned();
-        let unload = handle.send_command(|reply| Command::Unload { name, reply });
-        let drained = manager.run(unload).await.unwrap().unwrap().unwrap();
+        let unload = |reply| Command::Unload { name, is_forced: false, reply };
+        let unload = manager.run(handle.send_command(unload)).await.unwrap();
+        let drained = unload.unwrap().1.unwrap();
         // The drain waits for the lease, and no other lease is created.
         assert!(handle.lease_resident(MODEL).is_none());
         drop(held);
@@ -517,6 +622,173 @@ mod tests {
         let again = manager.load().await;
         assert!(handle.lease_resident(MODEL).is_some());
         drop(again);
+    }
+
+    #[tokio::test]
+    async fn changed_limits_apply_to_resident_models() {
+        let mut manager = TestManager::new();
+        let handle = manager.handle.clone();
+        let lease = manager.load().await;
+        let own = lease.max_sequence_length();
+        let scratch = |view: MemoryView| view.models[0].footprint.unwrap().scratch_bytes;
+        let before = scratch(manager.run(handle.memory()).await.unwrap());
+        let mut changed = settings();
+        let capped = ModelSettings { max_sequence_length: Some(8), ..ModelSettings::default() };
+        changed.models.insert(MODEL.to_owned(), capped);
+        changed.embedding.batch_tokens = 65_536;
+        manager.settings.send(Arc::new(changed)).unwrap();
+        let estimated = async {
+            loop {
+                let now = scratch(handle.memory().await.unwrap());
+                if now != before {
+                    return now;
+                }
+            }
+        };
+        manager.run(estimated).await;
+        assert_eq!(lease.max_sequence_length(), 8);
+        assert_eq!(handle.max_sequence_length(&lease.info.manifest), 8);
+        // The next load gets the same limits.
+        drop(lease);
+        manager.run(handle.unload(MODEL, false)).await.unwrap();
+        let lease = manager.load().await;
+        assert_eq!(lease.max_sequence_length(), 8);
+        manager.settings.send(Arc::new(settings())).unwrap();
+        let lifted = async {
+            while lease.max_sequence_length() < own {
+                handle.residency().await.unwrap();
+            }
+        };
+        manager.run(lifted).await;
+        assert_eq!(handle.max_sequence_length(&lease.info.manifest), own);
+    }
+
+    #[tokio::test]
+    async fn draining_model_is_reported_after_the_timeout() {
+        let mut manager = TestManager::new();
+        let handle = manager.handle.clone();
+        let held = manager.load().await;
+        tokio::time::pause();
+        let unload = while_time_passes(handle.unload(MODEL, false));
+        let refused = manager.run(unload).await.unwrap_err().to_string();
+        assert!(refused.starts_with("still draining after 10 s: tiny-bert-mean@"), "{refused}");
+        let flush = while_time_passes(handle.flush(FlushScope::All));
+        let refused = manager.run(flush).await.unwrap_err().to_string();
+        assert!(refused.starts_with("still draining after 30 s: tiny-bert-mean@"), "{refused}");
+        drop(held);
+        let (key, _) = manager.run(handle.unload(MODEL, false)).await.unwrap();
+        assert_eq!(key.id(), MODEL);
+        let states = manager.run(handle.residency()).await.unwrap();
+        assert_eq!(states[&key], Residency::Unloaded);
+    }
+
+    #[tokio::test]
+    async fn forced_unload_rejects_the_requests_of_leases() {
+        let mut manager = TestManager::new();
+        let handle = manager.handle.clone();
+        let held = manager.load().await;
+        tokio::time::pause();
+        let ticket = Ticket {
+            flow: Flow { owner: Owner::User(0), connection: 0 },
+            priority: None,
+            deadline: Instant::now() + Duration::from_secs(1000),
+            tenant: None,
+            weight: 1,
+        };
+        // The first unload waits for the requests, and the second one drops them.
+        for is_forced in [false, true] {
+            let unload = while_time_passes(handle.unload(MODEL, is_forced));
+            manager.run(unload).await.unwrap_err();
+            assert_eq!(held.check_queue(&ticket).is_err(), is_forced);
+        }
+        assert!(matches!(held.check_queue(&ticket), Err(ModelError::Ended(_))));
+    }
+
+    #[tokio::test]
+    async fn flush_frees_only_its_scope() {
+        let mut manager = TestManager::new();
+        let handle = manager.handle.clone();
+        drop(manager.load().await);
+        for (scope, unloaded) in [
+            (FlushScope::Caches, 0),
+            (FlushScope::Unused(Duration::from_secs(3600)), 0),
+            (FlushScope::Unused(Duration::ZERO), 1),
+            (FlushScope::All, 0),
+        ] {
+            let flushed = manager.run(handle.flush(scope)).await.unwrap();
+            assert_eq!(flushed.unloaded.len(), unloaded, "{scope:?}");
+        }
+        assert!(handle.lease_resident(MODEL).is_none());
+        // A model in use is not unused, however short the time is.
+        let held = manager.load().await;
+        let flush = handle.flush(FlushScope::Unused(Duration::ZERO));
+        assert_eq!(manager.run(flush).await.unwrap().unloaded, []);
+        drop(held);
+    }
+
+    #[tokio::test]
+    async fn refused_self_test_leaves_no_request_unanswered() {
+        let mut manager = TestManager::new();
+        let handle = manager.handle.clone();
+        handle.sampler.set_limit(Some(Bytes::mib(1)));
+        let key = handle.store().entries()[0].key.clone();
+        // The request waits for the admission of the self-test.
+        let both = async { tokio::join!(handle.reserve(key, OPTIONS), handle.lease(Some(MODEL))) };
+        let (reserved, leased) = manager.run(both).await;
+        assert!(matches!(reserved, Err(ModelError::MemoryLimit { .. })));
+        assert!(matches!(leased, Err(ModelError::MemoryLimit { .. })));
+    }
+
+    #[tokio::test]
+    async fn self_test_takes_over_waiting_requests() {
+        let mut manager = TestManager::new();
+        let handle = manager.handle.clone();
+        let key = handle.store().entries()[0].key.clone();
+        let test = async { drop(handle.reserve(key, OPTIONS).await.unwrap()) };
+        // The request begins an admission, which the self-test replaces.
+        let both = async { tokio::join!(handle.lease(Some(MODEL)), test) };
+        let (leased, ()) = manager.run(both).await;
+        assert!(leased.is_ok());
+    }
+
+    /// Records a weekly use of the installed model in this hour and the next one.
+    fn record_weekly_use(handle: &ManagerHandle) {
+        let key = handle.store().entries()[0].key.clone();
+        let latency = Duration::from_millis(1);
+        let outcome = RequestOutcome { texts: 1, tokens: 1, latency, is_ok: true };
+        let (hour, now) = (Duration::from_secs(3600), SystemTime::now());
+        for week in (1..=4).rev() {
+            for later in [Duration::ZERO, hour] {
+                handle.usage().record(&key, outcome, now - week * 168 * hour + later);
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn expected_model_is_loaded_before_its_use() {
+        let mut manager = TestManager::new();
+        let handle = manager.handle.clone();
+        record_weekly_use(&handle);
+        let mut overview = handle.overview();
+        let is_ready = |overview: &Overview| overview.state == DefaultModelState::Ready;
+        let ready = while_time_passes(overview.wait_for(is_ready));
+        drop(manager.run(ready).await.unwrap());
+        assert!(handle.lease_resident(MODEL).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_preloaded_while_memory_is_short() {
+        let mut manager = TestManager::under(PressureLevel::Moderate);
+        let handle = manager.handle.clone();
+        record_weekly_use(&handle);
+        let minutes = async {
+            for _minute in 0..10 {
+                tokio::time::advance(Duration::from_secs(60)).await;
+                let states = handle.residency().await.unwrap();
+                assert!(states.is_empty(), "{states:?}");
+            }
+        };
+        manager.run(minutes).await;
     }
 
     #[tokio::test]

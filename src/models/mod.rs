@@ -30,7 +30,9 @@ pub use model_info::ModelInfo;
 pub use overview::{DefaultModelState, Overview};
 pub use residency::Residency;
 pub use residency::manager::ManagerParts;
-pub use residency::memory_view::{ActionRecord, FlushResult, MemoryView, ModelView, thresholds};
+pub use residency::memory_view::{
+    ActionRecord, FlushResult, FlushScope, MemoryView, ModelView, thresholds,
+};
 pub use residency::retention::{KeepAlive, KeepAliveRequest, ModelUser};
 pub use serving::lease::{Lease, ReleasedLease};
 pub use serving::liveness::{LivenessProbe, WorkerStall};

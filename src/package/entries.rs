@@ -5,7 +5,7 @@ use std::ops::Index;
 use std::sync::Arc;
 
 use super::digest::Digest;
-use super::entry::{EntryKey, StoreEntry, compare_natural};
+use super::entry::{EntryKey, StoreEntry, canonical_name, compare_natural};
 
 /// Installed packages at one moment, in the order of their keys.
 ///
@@ -60,7 +60,10 @@ impl Entries {
 
     /// Resolves `name` to an entry. Returns `None` if no entry matches.
     ///
-    /// - `id` resolves to the highest version, or to the version that a rollback chose.
+    /// - `id` resolves to the highest approved version, or to the version that a rollback chose. If
+    ///   that version is corrupt, the id resolves to the highest usable version below it with the
+    ///   same embedding space. Without such a version, it resolves to the corrupt one: an id never
+    ///   changes its embedding space because of a fault.
     /// - `id@version` resolves to that version. If two entries have the same id and version, the
     ///   one installed last wins.
     /// - `id@revision` needs at least six digits and is tried after the versions. If several
@@ -68,21 +71,19 @@ impl Entries {
     ///   the name of an existing one.
     /// - `id@digest` with all 64 digits always resolves to that content, even if a version has an
     ///   equal name.
+    /// - Names with a tag have the meaning that [`canonical_name`] gives them.
     ///
     /// Entries that are disabled, or that have not passed their self-test, are ignored.
     pub fn resolve(&self, name: &str) -> Option<&StoreEntry> {
-        let (id, rest) = split_name(name);
+        let name = canonical_name(name);
+        let (id, rest) = split_name(&name);
         let resolvable = || self.of_id(id).filter(|entry| entry.is_resolvable());
         let last = |is_named: &dyn Fn(&StoreEntry) -> bool| {
             resolvable().filter(|entry| is_named(entry)).max_by(|a, b| compare_versions(a, b))
         };
         let Some(rest) = rest else {
-            let highest = last(&|_| true)?;
-            // A rollback applies only if it is newer than the installation of the highest version.
-            // A later installation therefore ends the rollback.
-            let since = Some(highest.record.installed_at);
-            let chosen = resolvable().filter(|entry| entry.record.chosen_at > since);
-            return chosen.max_by_key(|entry| entry.record.chosen_at).or(Some(highest));
+            let preferred = self.preferred(id)?;
+            return self.substitute(preferred).or(Some(preferred));
         };
         let by_revision = |digits: &str| {
             let named = resolvable().filter(|entry| entry.is_revision(digits));
@@ -92,11 +93,94 @@ impl Entries {
         exact.or_else(|| last(&|entry| entry.is_version(rest))).or_else(|| by_revision(rest))
     }
 
+    /// Returns the version to which `id` resolves if its files are intact.
+    fn preferred(&self, id: &str) -> Option<&StoreEntry> {
+        let approved = || {
+            let resolvable = self.of_id(id).filter(|entry| entry.is_resolvable());
+            resolvable.filter(|entry| !entry.record.awaits_approval)
+        };
+        let highest = approved().max_by(|a, b| compare_versions(a, b))?;
+        // A rollback applies only if it is newer than the installation of the highest version. A
+        // later installation therefore ends the rollback.
+        let since = Some(highest.record.installed_at);
+        let chosen = approved().filter(|entry| entry.record.chosen_at > since);
+        chosen.max_by_key(|entry| entry.record.chosen_at).or(Some(highest))
+    }
+
+    /// Returns the version that answers for the corrupt version `preferred`: the highest usable one
+    /// below it with the same embedding space. Returns `None` if `preferred` is usable.
+    ///
+    /// A higher version is no candidate: a rollback has excluded it.
+    fn substitute<'a>(&'a self, preferred: &StoreEntry) -> Option<&'a StoreEntry> {
+        if preferred.is_usable() {
+            return None;
+        }
+        let space = preferred.manifest.space();
+        self.earlier_than(preferred)
+            .filter(|entry| entry.manifest.space() == space)
+            .max_by(|a, b| compare_versions(a, b))
+    }
+
+    /// Returns the corrupt versions for which another version answers, each with that version.
+    pub fn substitutes(&self) -> Vec<(&StoreEntry, &StoreEntry)> {
+        let corrupt = self.iter().filter(|entry| entry.record.status.is_corrupt());
+        let answered = corrupt.filter_map(|entry| {
+            let preferred = self.preferred(entry.key.id())?;
+            let used = self.substitute(preferred)?;
+            (preferred.key == entry.key).then_some((entry, used))
+        });
+        answered.collect()
+    }
+
+    /// Returns the corrupt version for which `entry` answers.
+    pub fn answered_by(&self, entry: &StoreEntry) -> Option<&StoreEntry> {
+        let preferred = self.preferred(entry.key.id())?;
+        self.substitute(preferred).filter(|used| used.key == entry.key).map(|_used| preferred)
+    }
+
+    /// Returns whether `entry` is an update that waits for the approval of an administrator: its id
+    /// would resolve to it if it were approved.
+    pub fn is_waiting(&self, entry: &StoreEntry) -> bool {
+        let preferred = || self.preferred(entry.key.id());
+        entry.record.awaits_approval
+            && entry.is_resolvable()
+            && preferred().is_none_or(|it| compare_versions(entry, it) == Ordering::Greater)
+    }
+
+    /// Returns the highest usable entry with the name `name` that waits for approval.
+    pub fn waiting(&self, name: &str) -> Option<&StoreEntry> {
+        let name = &*canonical_name(name);
+        let named = self.of_id(split_name(name).0).filter(|entry| entry.is_named(name));
+        let waiting = named.filter(|entry| entry.record.awaits_approval && entry.is_usable());
+        waiting.max_by(|a, b| compare_versions(a, b))
+    }
+
+    /// Returns whether `new`, which is not available yet, is an update: its id belongs to another
+    /// installed version now and would resolve to `new`.
+    pub(super) fn is_update(&self, new: &StoreEntry) -> bool {
+        let id = new.key.id();
+        // If all versions are disabled, the id still belongs to the highest one.
+        let disabled = || {
+            let tested = self
+                .of_id(id)
+                .filter(|entry| entry.record.status.is_tested() && !entry.record.awaits_approval);
+            tested.max_by(|a, b| compare_versions(a, b))
+        };
+        match self.preferred(id).or_else(disabled) {
+            Some(current) => compare_versions(new, current) == Ordering::Greater,
+            // The approved versions were removed, and others wait.
+            None => {
+                self.of_id(id).any(|other| other.key != new.key && other.record.awaits_approval)
+            }
+        }
+    }
+
     /// Resolves `name` for an administrator who removes an entry.
     ///
     /// Returns the entry of [`resolve`](Self::resolve). If no matching entry has passed its
     /// self-test, returns the highest version among the others.
     pub fn resolve_any(&self, name: &str) -> Option<&StoreEntry> {
+        let name = &*canonical_name(name);
         let others = || {
             let named = self.of_id(split_name(name).0).filter(|entry| entry.is_named(name));
             named.max_by(|a, b| compare_versions(a, b))
@@ -104,14 +188,22 @@ impl Entries {
         self.resolve(name).or_else(others)
     }
 
-    /// Returns the usable entry that precedes the entry to which `name` resolves, by version and
-    /// then by installation time.
+    /// Returns the usable, approved entry that precedes the entry to which `name` resolves, by
+    /// version and then by installation time.
     pub fn previous_version(&self, name: &str) -> Option<&StoreEntry> {
-        let current = self.resolve(name)?;
-        let earlier = self.of_id(current.key.id()).filter(|entry| {
-            entry.is_usable() && compare_versions(entry, current) == Ordering::Less
-        });
-        earlier.max_by(|a, b| compare_versions(a, b))
+        self.earlier_than(self.resolve(name)?).max_by(|a, b| compare_versions(a, b))
+    }
+
+    /// Returns the usable, approved entries of the same id that precede `entry`.
+    fn earlier_than<'a, 'b>(
+        &'a self,
+        entry: &'b StoreEntry,
+    ) -> impl Iterator<Item = &'a StoreEntry> + use<'a, 'b> {
+        self.of_id(entry.key.id()).filter(move |other| {
+            other.is_usable()
+                && !other.record.awaits_approval
+                && compare_versions(other, entry) == Ordering::Less
+        })
     }
 
     /// Returns the entries of one id. Their keys begin with `id@`, so they are adjacent.
@@ -196,8 +288,9 @@ fn compare_versions(a: &StoreEntry, b: &StoreEntry) -> Ordering {
 
 #[cfg(test)]
 mod tests {
+    use super::super::disabled_reason::DisabledReason;
     use super::super::fixture::entry;
-    use super::super::install_record::Timestamp;
+    use super::super::install_record::{InstallStatus, Timestamp};
     use super::*;
 
     fn entries() -> Entries {
@@ -244,9 +337,113 @@ mod tests {
         for unknown in ["", "@", "m@", "m@3", "z", "A"] {
             assert_eq!(found(unknown), None, "{unknown}");
         }
+        for (tagged, meant) in [
+            ("m:latest", Some("m@2")),
+            ("m:1", Some("m@1")),
+            ("m:3", None),
+            ("m:", None),
+            (":", None),
+            ("m:latest:latest", None),
+            ("m@1:latest", None),
+        ] {
+            assert_eq!(found(tagged), meant, "{tagged}");
+            let any = entries.resolve_any(tagged).map(|entry| entry.key.name());
+            assert_eq!(any, meant, "{tagged}");
+        }
         assert_eq!(entries.previous_version("m").unwrap().key.name(), "m@1");
         assert!(entries.previous_version("m-2").is_none());
         assert_eq!(names(&entries.filtered(|entry| entry.is_named("m"))), ["m@1", "m@2"]);
+    }
+
+    /// Returns versions of `m`, each with the name of its weights.
+    fn versions(weights: &[(&str, &str)]) -> Vec<StoreEntry> {
+        weights.iter().map(|(version, weights)| entry("m", version, 2, weights)).collect()
+    }
+
+    fn resolved(entries: &[StoreEntry]) -> Option<String> {
+        let entries = Entries::from_iter(entries.iter().cloned());
+        entries.resolve("m").map(|entry| entry.key.name().to_owned())
+    }
+
+    #[test]
+    fn corrupt_version_is_replaced_within_its_embedding_space() {
+        let corrupt = || InstallStatus::Corrupt("bytes differ".to_owned());
+        let mut all = versions(&[("1", "a"), ("2", "a"), ("3", "b"), ("4", "a")]);
+        all[3].record.status = corrupt();
+        assert_eq!(resolved(&all).unwrap(), "m@2", "version 3 has another embedding space");
+        let entries = Entries::from_iter(all.clone());
+        let substitutes = entries.substitutes();
+        let names = substitutes.iter().map(|(from, to)| (from.key.name(), to.key.name()));
+        assert_eq!(Vec::from_iter(names), [("m@4", "m@2")]);
+        let answered = |at: usize| entries.answered_by(&all[at]).map(|entry| entry.key.name());
+        assert_eq!([answered(1), answered(0), answered(3)], [Some("m@4"), None, None]);
+        all[1].record.status = corrupt();
+        assert_eq!(resolved(&all).unwrap(), "m@1");
+        all[0].disabled = Some(DisabledReason::Reserved);
+        assert_eq!(resolved(&all).unwrap(), "m@4", "only another embedding space is left");
+        assert!(Entries::from_iter(all.clone()).substitutes().is_empty());
+        all[3].record.status = InstallStatus::Available;
+        assert_eq!(resolved(&all).unwrap(), "m@4");
+    }
+
+    #[test]
+    fn substitute_is_below_the_version_that_a_rollback_chose() {
+        let mut all = versions(&[("1", "a"), ("2", "a"), ("3", "a")]);
+        all[1].record.chosen_at = Some(Timestamp(1));
+        assert_eq!(resolved(&all).unwrap(), "m@2");
+        all[1].record.status = InstallStatus::Corrupt("bytes differ".to_owned());
+        assert_eq!(resolved(&all).unwrap(), "m@1");
+        all[0].record.status = InstallStatus::Corrupt("bytes differ".to_owned());
+        assert_eq!(resolved(&all).unwrap(), "m@2");
+    }
+
+    #[test]
+    fn id_skips_versions_that_await_approval() {
+        let mut all = versions(&[("1", "a"), ("2", "a"), ("3", "a")]);
+        all[1].record.awaits_approval = true;
+        all[2].record.awaits_approval = true;
+        assert_eq!(resolved(&all).unwrap(), "m@1");
+        let entries = Entries::from_iter(all.clone());
+        assert_eq!(entries.resolve("m@3").unwrap().key.name(), "m@3");
+        assert_eq!(entries.waiting("m").unwrap().key.name(), "m@3");
+        assert_eq!(entries.waiting("m@2").unwrap().key.name(), "m@2");
+        assert!(entries.waiting("m@1").is_none());
+        assert!(entries.is_waiting(&all[1]) && entries.is_waiting(&all[2]));
+        assert!(!entries.is_waiting(&all[0]));
+        // A version below the current one waits for nothing, and is not the one before it either.
+        all[2].record.awaits_approval = false;
+        let entries = Entries::from_iter(all.clone());
+        assert_eq!(resolved(&all).unwrap(), "m@3");
+        assert!(!entries.is_waiting(&all[1]));
+        assert_eq!(entries.previous_version("m").unwrap().key.name(), "m@1");
+        // Without an approved version, the id has no meaning.
+        let only = &mut all[1..2];
+        assert_eq!(resolved(only), None);
+        assert!(Entries::from_iter(only.iter().cloned()).is_waiting(&only[0]));
+    }
+
+    #[test]
+    fn update_is_above_the_version_that_the_id_means() {
+        let mut all = versions(&[("1", "a"), ("2", "a"), ("3", "b"), ("4", "c")]);
+        all[3].record.status = InstallStatus::Untested;
+        let is_update = |all: &[StoreEntry], of: usize| {
+            Entries::from_iter(all.iter().cloned()).is_update(&all[of])
+        };
+        assert!(is_update(&all, 3));
+        // After a rollback, the version between is an update as well.
+        all[0].record.chosen_at = Some(Timestamp(1));
+        all[1].record.status = InstallStatus::Untested;
+        assert!(is_update(&all, 1));
+        all[0].record.chosen_at = None;
+        assert!(!is_update(&all, 1));
+        // The id belongs to its disabled versions too.
+        all[0].disabled = Some(DisabledReason::Reserved);
+        all[2].disabled = Some(DisabledReason::Reserved);
+        assert!(is_update(&all, 3));
+        assert!(!is_update(&all[3..], 0), "an id without a version has no update");
+        all[2].disabled = None;
+        all[2].record.awaits_approval = true;
+        assert!(is_update(&all[2..], 1), "the id has only versions that wait");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Installed packages as other modules see them.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::access_stats::AccessStats;
 use super::digest::Digest;
 use super::disabled_reason::DisabledReason;
-use super::install_record::{InstallRecord, InstallStatus};
+use super::install_record::{InstallRecord, InstallStatus, Timestamp};
 use super::manifest::{Manifest, ModelId, Version};
 
 /// Minimum number of digits that name a revision.
@@ -153,6 +154,11 @@ impl StoreEntry {
         }
     }
 
+    /// Returns the time of the last use, or of the installation if the model was never used.
+    pub fn last_use(&self) -> Timestamp {
+        self.accesses.last_access_at().unwrap_or(self.record.installed_at)
+    }
+
     /// Returns whether the entry can serve requests: it is available and not disabled.
     pub fn is_usable(&self) -> bool {
         self.record.status == InstallStatus::Available && self.disabled.is_none()
@@ -166,8 +172,10 @@ impl StoreEntry {
         self.record.status.is_tested() && self.disabled.is_none()
     }
 
-    /// Returns whether `name` matches the entry as `id`, `id@version` or `id@revision`.
+    /// Returns whether `name` matches the entry as `id`, `id@version` or `id@revision`, or in the
+    /// form of [`canonical_name`].
     pub fn is_named(&self, name: &str) -> bool {
+        let name = canonical_name(name);
         match name.split_once('@') {
             None => self.manifest.id.as_str() == name,
             Some((id, rest)) => {
@@ -183,6 +191,18 @@ impl StoreEntry {
     pub(super) fn is_revision(&self, beginning: &str) -> bool {
         beginning.len() >= LEAST_REVISION
             && self.record.manifest_digest.to_string().starts_with(beginning)
+    }
+}
+
+/// Converts a name with a tag, as Ollama's clients write it: `id:latest` becomes `id`, and
+/// `id:version` becomes `id@version`. Returns other names as they are. Ids, versions and aliases
+/// contain no colon.
+pub fn canonical_name(name: &str) -> Cow<'_, str> {
+    match name.split_once(':') {
+        Some((id, _)) if id.contains('@') => Cow::Borrowed(name),
+        Some((id, "latest")) => Cow::Borrowed(id),
+        Some((id, version)) => Cow::Owned(format!("{id}@{version}")),
+        None => Cow::Borrowed(name),
     }
 }
 

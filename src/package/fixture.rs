@@ -35,6 +35,7 @@ pub(crate) fn manifest(id: &str, version: &str, files: &[(&str, &[u8])]) -> Mani
         version: version.parse().unwrap(),
         architecture: "bert".to_owned(),
         dimensions: 2,
+        matryoshka_dimensions: Vec::new(),
         max_sequence_length: 8,
         precision: Precision::F32,
         pooling: "mean".to_owned(),
@@ -77,6 +78,7 @@ pub(crate) fn entry(
         access_count: 0,
         last_access_at: None,
         chosen_at: None,
+        awaits_approval: false,
         signer: None,
         verity: std::collections::BTreeMap::new(),
     };

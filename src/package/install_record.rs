@@ -3,6 +3,7 @@
 //!
 //! Does no I/O. Times are passed in as arguments, except in [`Timestamp::now`].
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,7 +11,7 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::digest::Digest;
-use super::listing::{FileFingerprint, is_package_name};
+use super::listing::{FileFingerprint, is_dropped_file, is_package_name};
 use super::signer::Signer;
 use super::unpack::UnpackedPackage;
 use crate::base::units::Bytes;
@@ -40,9 +41,9 @@ pub enum Origin {
     },
     /// One or several files of the drop directory with the same content.
     Dropped {
-        /// File names in the drop directory, with the fingerprint of each file when it was read.
-        /// Never empty.
-        #[serde(deserialize_with = "package_names")]
+        /// File names in the drop directory, or absolute paths of files in further drop
+        /// directories, with the fingerprint of each file when it was read. Never empty.
+        #[serde(deserialize_with = "dropped_files")]
         files: BTreeMap<String, FileFingerprint>,
     },
     /// A package that an administrator installed.
@@ -52,27 +53,30 @@ pub enum Origin {
 /// Deserializes and checks the name of a package file.
 ///
 /// A record lies in the daemon's directory, but other code acts on the names in it: `model remove`
-/// deletes the files. A name must therefore not contain a path.
+/// deletes the files. A name must therefore not contain a path. Caxton deletes
+/// nothing in a further drop directory, so a path of one does no harm.
 fn package_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let name = String::deserialize(deserializer)?;
-    check_name(&name).map_err(D::Error::custom)?;
+    check_name(&name, is_package_name).map_err(D::Error::custom)?;
     Ok(name)
 }
 
-/// Deserializes and checks the names of packages, at least one: see [`package_name`].
-fn package_names<'de, D: Deserializer<'de>>(
+/// Deserializes and checks the names or paths of dropped packages, at least one: see
+/// [`package_name`].
+fn dropped_files<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<BTreeMap<String, FileFingerprint>, D::Error> {
     let names: BTreeMap<String, FileFingerprint> = BTreeMap::deserialize(deserializer)?;
     if names.is_empty() {
         return Err(D::Error::custom("an origin must have at least one file"));
     }
-    names.keys().try_for_each(|name| check_name(name)).map_err(D::Error::custom)?;
+    let check = |name: &String| check_name(name, is_dropped_file);
+    names.keys().try_for_each(check).map_err(D::Error::custom)?;
     Ok(names)
 }
 
-fn check_name(name: &str) -> Result<(), String> {
-    match is_package_name(name) {
+fn check_name(name: &str, is_valid: fn(&str) -> bool) -> Result<(), String> {
+    match is_valid(name) {
         true => Ok(()),
         false => Err(format!("{name:?} is not the name of a package file")),
     }
@@ -123,6 +127,11 @@ pub enum InstallStatus {
 }
 
 impl InstallStatus {
+    /// Returns whether the files differ from the installed ones.
+    pub fn is_corrupt(&self) -> bool {
+        matches!(self, Self::Corrupt(_))
+    }
+
     /// Returns whether the self-test has passed once. Requests can only name such entries.
     pub fn is_tested(&self) -> bool {
         match self {
@@ -159,6 +168,9 @@ pub struct InstallRecord {
     /// Time at which a rollback made the id resolve to this version, if one did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chosen_at: Option<Timestamp>,
+    /// Whether the id must not resolve to this version until an administrator approves it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub awaits_approval: bool,
     /// Signer of the package, if keys were configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signer: Option<Signer>,
@@ -175,7 +187,16 @@ fn is_zero(attempts: &u32) -> bool {
     *attempts == 0
 }
 
+fn is_false(flag: &bool) -> bool {
+    !*flag
+}
+
 impl InstallRecord {
+    /// Returns the time of the last use, or of the installation if the model was never used.
+    pub(super) fn last_use(&self) -> Timestamp {
+        self.last_access_at.unwrap_or(self.installed_at)
+    }
+
     /// Returns whether the self-test must not begin again.
     pub fn is_given_up(&self) -> bool {
         self.status == InstallStatus::Untested && self.attempts >= MAX_ATTEMPTS
@@ -185,8 +206,8 @@ impl InstallRecord {
     ///
     /// `corrupt` is the record of a corrupt or unreadable entry with the same content that this
     /// entry replaces. The repair is not a new installation: the entry keeps the old times of
-    /// installation and rollback. If the old entry has passed its self-test, the new one is
-    /// available without another test.
+    /// installation and rollback, and waits for approval if the old one did. If the old entry has
+    /// passed its self-test, the new one is available without another test.
     pub(super) fn untested(
         unpacked: &UnpackedPackage,
         origin: Origin,
@@ -215,6 +236,7 @@ impl InstallRecord {
             access_count: 0,
             last_access_at: None,
             chosen_at: corrupt.and_then(|corrupt| corrupt.chosen_at),
+            awaits_approval: corrupt.is_some_and(|corrupt| corrupt.awaits_approval),
             attempts: 0,
             signer: signer.or_else(|| corrupt.and_then(|corrupt| corrupt.signer.clone())),
             verity: BTreeMap::new(),
@@ -282,33 +304,65 @@ pub(super) fn select_removals<K: Copy>(
     incoming: u64,
     quota: Quota,
 ) -> Result<Vec<K>, StoreFull> {
-    let counted = || occupants.iter().filter(|occupant| !occupant.record.origin.is_bundled());
-    let mut candidates: Vec<_> = match quota.cleanup {
-        CleanupRule::Manual => Vec::new(),
-        _ => counted().filter(|occupant| !occupant.kept).collect(),
-    };
-    candidates.sort_by_key(|occupant| match quota.cleanup {
-        CleanupRule::Lru => occupant.record.last_access_at.unwrap_or(occupant.record.installed_at),
-        _ => occupant.record.installed_at,
-    });
-    let mut models = counted().count();
-    let mut size: u64 = counted().map(|occupant| occupant.size).sum();
-    let full = StoreFull {
-        models,
-        size: Bytes(size),
+    let (leaving, fits) = select(occupants, Some(incoming), quota);
+    if fits {
+        return Ok(leaving);
+    }
+    let counted = counted(occupants);
+    Err(StoreFull {
+        models: counted.clone().count(),
+        size: Bytes(counted.map(|occupant| occupant.size).sum()),
         incoming: Bytes(incoming),
         max_models: quota.max_models,
         max_size: quota.max_size,
+    })
+}
+
+/// Selects the models to remove because the quota was lowered; returns them in order of removal.
+/// Selects all removable models if the quota is exceeded even without them.
+pub(super) fn select_excess<K: Copy>(
+    occupants: &[RemovalCandidate<'_, K>],
+    quota: Quota,
+) -> Vec<K> {
+    select(occupants, None, quota).0
+}
+
+/// Returns the occupants that the quota counts.
+fn counted<'a, 'r, K>(
+    occupants: &'a [RemovalCandidate<'r, K>],
+) -> impl Iterator<Item = &'a RemovalCandidate<'r, K>> + Clone {
+    occupants.iter().filter(|occupant| !occupant.record.origin.is_bundled())
+}
+
+/// Selects the models to remove so that the quota is kept, with one more model of `incoming` bytes
+/// if there is one. Returns them in order of removal, and whether the quota is kept without them.
+fn select<K: Copy>(
+    occupants: &[RemovalCandidate<'_, K>],
+    incoming: Option<u64>,
+    quota: Quota,
+) -> (Vec<K>, bool) {
+    let mut candidates: Vec<_> = match quota.cleanup {
+        CleanupRule::Manual => Vec::new(),
+        _ => counted(occupants).filter(|occupant| !occupant.kept).collect(),
     };
+    // Of models that were last used in the same second, the larger one leaves first: then fewer
+    // models have to leave.
+    candidates.sort_by_key(|occupant| match quota.cleanup {
+        CleanupRule::Lru => (occupant.record.last_use(), Reverse(occupant.size)),
+        _ => (occupant.record.installed_at, Reverse(0)),
+    });
+    let mut models = counted(occupants).count() + usize::from(incoming.is_some());
+    let mut size: u64 = counted(occupants).map(|occupant| occupant.size).sum();
     let mut leaving = Vec::new();
     let mut candidates = candidates.into_iter();
-    while models >= quota.max_models || size.saturating_add(incoming) > quota.max_size.0 {
-        let Some(victim) = candidates.next() else { return Err(full) };
+    while models > quota.max_models || size.saturating_add(incoming.unwrap_or(0)) > quota.max_size.0
+    {
+        let Some(victim) = candidates.next() else { return (leaving, false) };
         models -= 1;
         size -= victim.size;
         leaving.push(victim.key);
     }
-    Ok(leaving)
+    (leaving, true)
 }
 
 #[cfg(test)]
@@ -327,6 +381,7 @@ mod tests {
             access_count: 0,
             last_access_at: last_access_at.map(Timestamp),
             chosen_at: None,
+            awaits_approval: false,
             attempts: 0,
             signer: None,
             verity: BTreeMap::new(),
@@ -348,12 +403,16 @@ mod tests {
         let bundled =
             |name: &str| serde_json::json!({"bundled": {"file": name, "fingerprint": ""}});
         let dropped = |name: &str| serde_json::json!({"dropped": {"files": {name: ""}}});
-        for good in [bundled("a.model.tar.zst"), dropped("b.model.tar.zst")] {
+        for good in [
+            bundled("a.model.tar.zst"),
+            dropped("b.model.tar.zst"),
+            dropped("/media/stick/b.model.tar.zst"),
+        ] {
             assert_eq!(serde_json::to_value(read(good.clone()).unwrap().origin).unwrap(), good);
         }
         for name in [
             "/etc",
-            "/etc/a.model.tar.zst",
+            "/etc/../a.model.tar.zst",
             "../a.model.tar.zst",
             "",
             ".",
@@ -366,6 +425,8 @@ mod tests {
                 assert!(!error.contains(char::is_control), "{error:?}");
             }
         }
+        let error = read(bundled("/etc/a.model.tar.zst")).unwrap_err().to_string();
+        assert!(error.contains("is not the name of a package file"), "{error}");
         let none = read(serde_json::json!({"dropped": {"files": {}}})).unwrap_err();
         assert!(none.to_string().contains("at least one file"), "{none}");
     }
@@ -373,9 +434,9 @@ mod tests {
     #[test]
     fn attempts_default_to_zero_and_two_give_up() {
         let old = serde_json::to_value(record(1, None)).unwrap();
-        assert!(old.get("attempts").is_none(), "{old}");
+        assert!(old.get("attempts").is_none() && old.get("awaits_approval").is_none(), "{old}");
         let mut record: InstallRecord = serde_json::from_value(old).unwrap();
-        assert_eq!(record.attempts, 0);
+        assert_eq!((record.attempts, record.awaits_approval), (0, false));
         for (status, attempts, given_up) in [
             (InstallStatus::Untested, 0, false),
             (InstallStatus::Untested, 1, false),
@@ -411,6 +472,42 @@ mod tests {
         assert!(leaving(quota(3, CleanupRule::Manual)).is_err());
         let small = Quota { max_size: Bytes(25), max_models: 9, cleanup: CleanupRule::Fifo };
         assert_eq!(leaving(small), Ok(vec![0, 1]));
+        // Without an incoming model, one more model may stay.
+        let excess = |quota| select_excess(&occupants(), quota);
+        assert_eq!(excess(quota(3, CleanupRule::Lru)), Vec::<usize>::new());
+        assert_eq!(excess(quota(2, CleanupRule::Lru)), [2]);
+        assert_eq!(excess(small), [0]);
+        assert_eq!(excess(quota(1, CleanupRule::Manual)), Vec::<usize>::new());
+    }
+
+    #[test]
+    fn larger_of_equally_old_models_leaves_first() {
+        let records = [record(1, Some(5)), record(2, Some(5)), record(3, Some(4))];
+        let sizes = [10, 20, 1];
+        let occupants =
+            Vec::from_iter(
+                records.iter().zip(sizes).enumerate().map(|(key, (record, size))| {
+                    RemovalCandidate { key, size, record, kept: false }
+                }),
+            );
+        let quota = Quota { max_size: Bytes(15), max_models: 9, cleanup: CleanupRule::Lru };
+        assert_eq!(select_removals(&occupants, 1, quota), Ok(vec![2, 1]));
+        assert_eq!(select_removals(&occupants, 5, quota), Ok(vec![2, 1]));
+    }
+
+    #[test]
+    fn lowered_quota_spares_protected_models() {
+        let records = [record(1, None), record(2, None), record(3, None)];
+        let occupants =
+            Vec::from_iter(records.iter().enumerate().map(|(key, record)| RemovalCandidate {
+                key,
+                size: 10,
+                record,
+                kept: key == 0,
+            }));
+        let quota = Quota { max_size: Bytes(5), max_models: 9, cleanup: CleanupRule::Lru };
+        // The protected model alone exceeds the quota; the others leave nevertheless.
+        assert_eq!(select_excess(&occupants, quota), [1, 2]);
     }
 
     proptest! {

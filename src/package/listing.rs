@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Component, Path};
 
 use nix::sys::statvfs::fstatvfs;
 use serde::{Deserialize, Serialize};
 
+use super::other_files::{OtherFiles, OtherKind};
 use super::{SIDECARS, SUFFIX};
 use crate::base::printable::is_printable;
 use crate::files::FileError;
@@ -18,6 +19,8 @@ use crate::files::FileError;
 /// Longest name of a package, in bytes. With every suffix that is appended to it, a file system
 /// accepts it.
 pub const MAX_NAME: usize = 240;
+/// Longest path of a drop directory in a record, in bytes: `PATH_MAX` of Linux.
+const MAX_DIRECTORY: usize = 4096;
 
 /// Returns whether `name` may be the name of a package in the drop directory or the bundled one:
 /// one path component with a package's suffix, at most 240 bytes, only printable characters, no dot
@@ -27,6 +30,21 @@ pub fn is_package_name(name: &str) -> bool {
         && !name.starts_with('.')
         && name.len() <= MAX_NAME
         && name.chars().all(|c| c != '/' && is_printable(c))
+}
+
+/// Returns whether `file` may name a package of a drop directory in a record: the name of a package
+/// in the main drop directory, or the absolute path of a package in a further one.
+///
+/// The path alone permits nothing: code that acts on the file compares its directory with the
+/// configured ones.
+pub fn is_dropped_file(file: &str) -> bool {
+    let Some((directory, name)) = file.rsplit_once('/') else { return is_package_name(file) };
+    let is_plain = |part: Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
+    is_package_name(name)
+        && directory.starts_with('/')
+        && directory.len() <= MAX_DIRECTORY
+        && directory.chars().all(is_printable)
+        && Path::new(directory).components().all(is_plain)
 }
 
 /// Fingerprint of a package and its sidecars: inode, size and times of each. A directory counts by
@@ -57,6 +75,12 @@ impl FileFingerprint {
     /// Returns the directory in which the files were seen, in the form of [`directory_id`].
     pub fn directory_id(&self) -> Option<&str> {
         self.parts().1
+    }
+
+    /// Returns the size of the package in bytes; `None` for a directory.
+    pub fn size(&self) -> Option<u64> {
+        let package = self.parts().0.split(' ').next()?;
+        package.split(':').nth(1)?.parse().ok()
     }
 
     fn seen_in(mut self, place: &str) -> Self {
@@ -111,25 +135,42 @@ pub fn directory_id(directory: &Path) -> Result<String, FileError> {
 /// # Errors
 /// When the directory cannot be read.
 pub fn list(directory: &Path) -> Result<BTreeMap<String, FileFingerprint>, FileError> {
-    list_with_id(directory).map(|(_place, listing)| listing)
+    list_all(directory).map(|listing| listing.packages)
 }
 
-/// Lists the packages as [`list`] does, and also returns the [`directory_id`] of the directory.
+/// Contents of a directory.
+#[derive(Debug)]
+pub struct DirectoryListing {
+    /// The [`directory_id`] of the directory.
+    pub place: String,
+    /// Packages, each with the fingerprint of itself and its sidecars.
+    pub packages: BTreeMap<String, FileFingerprint>,
+    /// Files that are not packages.
+    pub others: OtherFiles,
+}
+
+/// Lists the packages as [`list`] does, and also the other files of the directory.
 ///
 /// # Errors
 /// When the directory cannot be read, or is replaced by another one meanwhile.
-pub fn list_with_id(
-    directory: &Path,
-) -> Result<(String, BTreeMap<String, FileFingerprint>), FileError> {
+pub fn list_all(directory: &Path) -> Result<DirectoryListing, FileError> {
     let mut listing = BTreeMap::new();
+    let mut others = OtherFiles::default();
     let seen_in = directory_id(directory)?;
     for child in fs::read_dir(directory).map_err(FileError::new("list", directory))? {
         let child = child.map_err(FileError::new("list", directory))?;
-        let Ok(name) = child.file_name().into_string() else { continue };
-        // rsync, scp and file managers mark unfinished files with a leading dot.
-        if !name.ends_with(SUFFIX) || name.starts_with('.') {
-            continue;
-        }
+        let name = match child.file_name().into_string() {
+            // rsync, scp and file managers mark unfinished files with a leading dot.
+            Ok(name) if name.ends_with(SUFFIX) && !name.starts_with('.') => name,
+            other => {
+                let name = other.unwrap_or_else(|name| name.to_string_lossy().into_owned());
+                let is_directory = child.file_type().is_ok_and(|kind| kind.is_dir());
+                if let Some(kind) = OtherKind::of(&name, is_directory) {
+                    others.insert(name, kind);
+                }
+                continue;
+            }
+        };
         let sidecars = SIDECARS.map(|ending| directory.join(format!("{name}{ending}")));
         let files = [child.path()].into_iter().chain(sidecars);
         let mut metadata = Vec::new();
@@ -148,7 +189,7 @@ pub fn list_with_id(
         let replaced = io::Error::other("the directory was replaced while it was listed");
         return Err(FileError::new("list", directory)(replaced));
     }
-    Ok((seen_in, listing))
+    Ok(DirectoryListing { place: seen_in, packages: listing, others })
 }
 
 pub(super) fn is_absent(error: &io::Error) -> bool {
@@ -176,6 +217,24 @@ mod tests {
         let elsewhere = old.clone().seen_in(&there);
         assert_eq!(elsewhere, fingerprint);
         assert_ne!(FileFingerprint("1:2".to_owned()), fingerprint);
+    }
+
+    #[test]
+    fn fingerprint_knows_size_and_others_are_listed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        fs::write(path(NAME), "package").unwrap();
+        fs::write(path("a.model.tar.zst.sha256"), "digest").unwrap();
+        fs::write(path("a.gguf"), "").unwrap();
+        fs::create_dir(path("b.model.tar.zst")).unwrap();
+        fs::create_dir(path("model")).unwrap();
+        let listing = list_all(directory.path()).unwrap();
+        assert_eq!(listing.packages[NAME].size(), Some(7));
+        assert_eq!(listing.packages["b.model.tar.zst"].size(), None);
+        assert_eq!(FileFingerprint(String::new()).size(), None);
+        let others = Vec::from_iter(listing.others.listed.keys().map(String::as_str));
+        assert_eq!((others, listing.others.count), (vec!["a.gguf", "model"], 2));
+        assert_eq!(listing.place, directory_id(directory.path()).unwrap());
     }
 
     #[test]
@@ -210,6 +269,28 @@ mod tests {
             &long,
         ] {
             assert!(!is_package_name(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn dropped_file_is_name_or_absolute_path() {
+        for good in [NAME, "/media/stick/a.model.tar.zst", "/srv/é x/a.model.tar.zst"] {
+            assert!(is_dropped_file(good), "{good}");
+        }
+        let long = format!("/{}/{NAME}", "a/".repeat(MAX_DIRECTORY / 2));
+        for bad in [
+            "",
+            "/etc",
+            "/a.model.tar.zst",
+            "a/a.model.tar.zst",
+            "../a.model.tar.zst",
+            "/media/../etc/a.model.tar.zst",
+            "/media/stick/.a.model.tar.zst",
+            "/media/stick/a.model.tar.zst/",
+            "/media/\u{1b}[2J/a.model.tar.zst",
+            &long,
+        ] {
+            assert!(!is_dropped_file(bad), "{bad:?}");
         }
     }
 

@@ -42,6 +42,8 @@ const MAX_TEXT_LENGTH: usize = 1024;
 /// overflow.
 const MAX_DIMENSIONS: usize = 65_536;
 const MAX_DENSE_LAYERS: usize = 8;
+/// Maximum number of lengths in `matryoshka_dimensions`.
+const MAX_MATRYOSHKA_DIMENSIONS: usize = 64;
 const MAX_PROMPTS: usize = 64;
 /// Number of characters that are kept of a parser's message. The message quotes the manifest, which
 /// can contain any text.
@@ -68,14 +70,15 @@ impl ManifestError {
     fn json(error: &serde_json::Error) -> Self {
         let text = error.to_string();
         let mut printable = String::new();
-        for character in text.chars().take(MAX_QUOTED) {
+        for character in text.chars().take(MAX_QUOTED + 1) {
             if character.is_control() {
                 printable.extend(character.escape_default());
             } else {
                 printable.push(character);
             }
         }
-        if text.chars().nth(MAX_QUOTED).is_some() {
+        if let Some((end, _)) = printable.char_indices().nth(MAX_QUOTED) {
+            printable.truncate(end);
             printable.push('…');
         }
         Self(printable)
@@ -230,6 +233,10 @@ pub struct Manifest {
     pub architecture: String,
     /// Length of the vectors.
     pub dimensions: usize,
+    /// Smaller lengths to which vectors may be cut, because the model was trained for them, in
+    /// ascending order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub matryoshka_dimensions: Vec<usize>,
     /// Maximum input length in tokens, special tokens included.
     pub max_sequence_length: usize,
     /// Storage format of the weights.
@@ -388,6 +395,7 @@ impl Manifest {
         }
         self.check_texts()?;
         self.check_dense()?;
+        self.check_matryoshka()?;
         self.check_files()?;
         let vector = &self.self_test.vector;
         if vector.len() != self.dimensions || !vector.iter().all(|value| value.is_finite()) {
@@ -453,6 +461,20 @@ impl Manifest {
             ))),
             _ => Ok(()),
         }
+    }
+
+    fn check_matryoshka(&self) -> Result<(), ManifestError> {
+        let lengths = &self.matryoshka_dimensions;
+        let is_ascending = lengths.is_sorted_by(|a, b| a < b);
+        let are_smaller = lengths.iter().all(|length| (1..self.dimensions).contains(length));
+        if lengths.len() <= MAX_MATRYOSHKA_DIMENSIONS && is_ascending && are_smaller {
+            return Ok(());
+        }
+        Err(ManifestError(format!(
+            "matryoshka_dimensions: expected at most {MAX_MATRYOSHKA_DIMENSIONS} numbers in \
+             ascending order, from 1 to less than {}",
+            self.dimensions
+        )))
     }
 
     fn check_files(&self) -> Result<(), ManifestError> {
@@ -523,7 +545,7 @@ mod tests {
     #[test]
     fn violated_rule_is_named() {
         type Change = fn(&mut Value);
-        let cases: [(Change, &str); 20] = [
+        let cases: [(Change, &str); 23] = [
             (|m| m["format"] = json!(2), "format 2 is not supported"),
             (|m| m["surprise"] = json!(1), "unknown field `surprise`"),
             (|m| m["files"][0]["mode"] = json!(1), "unknown field `mode`"),
@@ -547,11 +569,25 @@ mod tests {
             (|m| m["self_test"]["vector"] = json!([1e300, 0]), "self_test.vector: expected 2"),
             (|m| m["license"] = json!("MIT\nforged"), "license: expected at most"),
             (|m| m["default_prompt"] = json!("none"), "is not one of the prompts"),
+            (|m| m["matryoshka_dimensions"] = json!([2]), "from 1 to less than 2"),
+            (|m| m["matryoshka_dimensions"] = json!([0, 1]), "from 1 to less than 2"),
+            (|m| m["matryoshka_dimensions"] = json!([1, 1]), "in ascending order"),
         ];
         for (change, expected) in cases {
             let reason = parse_changed(change).unwrap_err();
             assert!(reason.contains(expected), "{reason:?} lacks {expected:?}");
         }
+    }
+
+    #[test]
+    fn trained_lengths_do_not_change_the_embedding_space() {
+        let trained = Manifest { matryoshka_dimensions: vec![1], ..good() };
+        let json = trained.to_json().unwrap();
+        assert_eq!(Manifest::parse(&json).unwrap(), trained);
+        assert_eq!(trained.space(), good().space());
+        // Packages without the list keep their digest.
+        let json = String::from_utf8(good().to_json().unwrap()).unwrap();
+        assert!(!json.contains("matryoshka"), "{json}");
     }
 
     #[test]

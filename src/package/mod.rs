@@ -20,13 +20,16 @@ mod disabled_reason;
 pub mod drop_dir;
 mod entries;
 mod entry;
+mod file_check;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod install_record;
 mod listing;
 mod manifest;
 mod mapping;
+mod matryoshka;
 mod member;
+mod other_files;
 mod pack;
 mod quantize;
 mod registry;
@@ -46,7 +49,8 @@ pub use convert::ModelDirectoryError;
 pub use digest::{Digest, HashingReader, ParseDigestError, hashed_bytes};
 pub use disabled_reason::DisabledReason;
 pub use entries::Entries;
-pub use entry::{EntryKey, ParseEntryKeyError, StoreEntry};
+pub use entry::{EntryKey, ParseEntryKeyError, StoreEntry, canonical_name};
+pub use file_check::{FileCheck, FileStatus};
 pub use install_record::{
     CleanupRule, InstallRecord, InstallStatus, Origin, Quota, StoreFull, Timestamp,
 };
@@ -54,6 +58,7 @@ pub use manifest::{
     CONFIG, DenseLayer, EmbeddingSpace, FORMAT, MANIFEST, Manifest, ManifestError, Member,
     MemberName, ModelId, Precision, SelfTest, TOKENIZER, Version, WEIGHTS, dense_file,
 };
+pub use matryoshka::trained_dimensions;
 pub use pack::{
     BoxError, PackError, PackRequest, PackResult, PackageContents, RunSelfTest, pack, write_package,
 };
@@ -62,12 +67,15 @@ pub use registry::{KnownModel, Task, Tier, find_known_model, known_models};
 pub use signature::{Sidecars, SignatureError, SignatureStatus, TrustedKeys, VerifyingReader};
 pub use signer::{KeyId, Signer};
 pub use store::{
-    FreeSpace, NoSpace, PackageBytes, RollbackError, RollbackResult, RollbackTarget, Staged,
-    StorageCondition, Store, StoreContents, StoreError, StoreInstall, StoreUse, TrustChange,
-    UnpackGuard, Verity,
+    Approval, ApprovalError, FreeSpace, NoSpace, PackageBytes, RemovalReason, RemovedModel,
+    RollbackError, RollbackResult, RollbackTarget, Staged, StorageCondition, Store, StoreContents,
+    StoreError, StoreInstall, StoreUse, TrustChange, UnpackGuard, Verity,
 };
 pub use trust::{Consent, IdClaim, ReservedIds, TrustError, TrustInput, check_claim};
-pub use unpack::{Durability, PackageHeader, UnpackError, UnpackedPackage, unpack, unpack_if};
+pub use unpack::{
+    Durability, PackageCheck, PackageHeader, UnpackError, UnpackedPackage, check_package, unpack,
+    unpack_if,
+};
 pub use unpack_limits::UnpackLimits;
 pub use weights::Weights;
 

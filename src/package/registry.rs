@@ -59,6 +59,8 @@ impl Task {
 pub struct KnownModel {
     /// Model id of its packages.
     pub id: &'static str,
+    /// Other names by which [`find_known_model`] finds the model.
+    pub other_names: &'static [&'static str],
     /// Repository on huggingface.co, as `owner/name`.
     pub repository: &'static str,
     /// Architecture: `model_type` of the encoder.
@@ -99,6 +101,7 @@ const MANY: &[&str] = &["mul"];
 static KNOWN: [KnownModel; 10] = [
     KnownModel {
         id: "all-MiniLM-L6-v2",
+        other_names: &["bundled-mini"],
         repository: "sentence-transformers/all-MiniLM-L6-v2",
         architecture: "bert",
         dimensions: 384,
@@ -116,6 +119,7 @@ static KNOWN: [KnownModel; 10] = [
     },
     KnownModel {
         id: "all-MiniLM-L12-v2",
+        other_names: &[],
         repository: "sentence-transformers/all-MiniLM-L12-v2",
         architecture: "bert",
         dimensions: 384,
@@ -133,6 +137,7 @@ static KNOWN: [KnownModel; 10] = [
     },
     KnownModel {
         id: "all-mpnet-base-v2",
+        other_names: &[],
         repository: "sentence-transformers/all-mpnet-base-v2",
         architecture: "mpnet",
         dimensions: 768,
@@ -150,6 +155,7 @@ static KNOWN: [KnownModel; 10] = [
     },
     KnownModel {
         id: "multilingual-e5-small",
+        other_names: &[],
         repository: "intfloat/multilingual-e5-small",
         architecture: "bert",
         dimensions: 384,
@@ -167,6 +173,7 @@ static KNOWN: [KnownModel; 10] = [
     },
     KnownModel {
         id: "msmarco-distilbert-base-v4",
+        other_names: &[],
         repository: "sentence-transformers/msmarco-distilbert-base-v4",
         architecture: "distilbert",
         dimensions: 768,
@@ -184,6 +191,7 @@ static KNOWN: [KnownModel; 10] = [
     },
     KnownModel {
         id: "paraphrase-multilingual-mpnet-base-v2",
+        other_names: &[],
         repository: "sentence-transformers/paraphrase-multilingual-mpnet-base-v2",
         architecture: "xlm-roberta",
         dimensions: 768,
@@ -221,6 +229,7 @@ static KNOWN: [KnownModel; 10] = [
     },
     KnownModel {
         id: "st-codesearch-distilroberta-base",
+        other_names: &["code-search-net"],
         repository: "flax-sentence-embeddings/st-codesearch-distilroberta-base",
         architecture: "roberta",
         dimensions: 768,
@@ -240,6 +249,7 @@ static KNOWN: [KnownModel; 10] = [
 
 const DISTILUSE: KnownModel = KnownModel {
     id: "",
+    other_names: &[],
     repository: "",
     architecture: "distilbert",
     dimensions: 512,
@@ -261,9 +271,11 @@ pub fn known_models() -> &'static [KnownModel] {
     &KNOWN
 }
 
-/// Finds a model by its id, or by the `owner/name` of its repository.
+/// Finds a model by its id, by another name, or by the `owner/name` of its repository.
 pub fn find_known_model(name: &str) -> Option<&'static KnownModel> {
-    KNOWN.iter().find(|model| name == model.id || name == model.repository)
+    KNOWN.iter().find(|model| {
+        name == model.id || name == model.repository || model.other_names.contains(&name)
+    })
 }
 
 #[cfg(test)]
@@ -272,12 +284,23 @@ mod tests {
     use crate::package::ModelId;
 
     #[test]
-    fn models_are_found_by_id_and_repository() {
+    fn models_are_found_by_names_and_repository() {
         for model in known_models() {
             model.id.parse::<ModelId>().unwrap();
             assert_eq!(find_known_model(model.id).map(|found| found.id), Some(model.id));
             assert_eq!(find_known_model(model.repository).map(|found| found.id), Some(model.id));
             assert!(model.repository.ends_with(&format!("/{}", model.id)), "{}", model.id);
+            for name in model.other_names {
+                name.parse::<ModelId>().unwrap();
+                assert_eq!(find_known_model(name).map(|found| found.id), Some(model.id));
+                assert!(known_models().iter().all(|other| other.id != *name), "{name}");
+            }
+        }
+        for (name, id) in [
+            ("bundled-mini", "all-MiniLM-L6-v2"),
+            ("code-search-net", "st-codesearch-distilroberta-base"),
+        ] {
+            assert_eq!(find_known_model(name).map(|found| found.id), Some(id));
         }
         for unknown in ["", "all-minilm-l6-v2", "MiniLM", "nobody/all-MiniLM-L6-v2"] {
             assert!(find_known_model(unknown).is_none(), "{unknown}");

@@ -174,11 +174,7 @@ impl BudgetCharge {
     ///
     /// # Errors
     /// As [`Self::grow`].
-    pub(super) fn grow_numbers(
-        &self,
-        numbers: usize,
-        compared: bool,
-    ) -> Result<(), BudgetExceeded> {
+    pub fn grow_numbers(&self, numbers: usize, compared: bool) -> Result<(), BudgetExceeded> {
         let each = if compared { COMPARED_NUMBER_BYTES } else { NUMBER_BYTES };
         self.grow(u64::try_from(numbers).unwrap_or(u64::MAX).saturating_mul(each))
     }

@@ -6,6 +6,7 @@
 //! Invariant: no match over an error of this crate has a `_` arm, so that a new error cannot get a
 //! code by accident.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinError;
@@ -56,12 +57,40 @@ pub enum EmbedError {
         known: Vec<String>,
     },
     /// The requested length of vectors is 0, or larger than the length of the model's vectors.
-    #[error("vectors of length {requested} are not available; the model gives 1 to {available}")]
+    #[error("vectors of length {requested} are not available; those of the model have {available}")]
     WrongDimensions {
         /// Requested length.
         requested: usize,
         /// Length of the model's vectors.
         available: usize,
+    },
+    /// The model was not trained for vectors of the requested length.
+    #[error("the model \"{model}\" was not trained for vectors of length {requested}")]
+    DimensionsNotTrained {
+        /// Id of the model.
+        model: String,
+        /// Requested length.
+        requested: usize,
+        /// Lengths that the model was trained for, ascending. The last one is that of its vectors.
+        trained: Vec<usize>,
+    },
+    /// The components of a vector do not fill the bytes of a packed output type.
+    #[error("{output_type} packs 8 numbers into a byte, and the vectors have {dimensions}")]
+    UnevenBits {
+        /// Name of the output type.
+        output_type: &'static str,
+        /// Length of the vectors.
+        dimensions: usize,
+    },
+    /// The vectors would be of another embedding space than the caller expects.
+    #[error("the vectors of the model \"{model}\" are of the embedding space {actual}")]
+    SpaceMismatch {
+        /// Id of the model.
+        model: String,
+        /// Expected embedding space.
+        expected: Arc<str>,
+        /// Embedding space of the vectors that the request would get.
+        actual: Arc<str>,
     },
     /// A text has more tokens than the model accepts, and the caller forbids truncation.
     #[error("text {index} has more than {most} tokens")]
@@ -174,11 +203,13 @@ pub fn model_error_code(error: &ModelError) -> &'static str {
         ModelError::Unknown { .. } | ModelError::BundledOnly(_) => "model_not_found",
         ModelError::Corrupt { .. } => "model_corrupt",
         ModelError::Disabled { .. } => "model_disabled",
+        ModelError::NotApproved(_) => "model_not_approved",
         ModelError::Failed { .. } => "model_failed",
         ModelError::MemoryLimit { .. } => "memory_limit",
         ModelError::Evicted { .. } | ModelError::Pressure { .. } => "memory_pressure",
         ModelError::Loading { .. } => "model_loading",
         ModelError::Pinned(_) => "pinned",
+        ModelError::StillDraining { .. } => "still_draining",
         ModelError::Overloaded { .. } => "overloaded",
         ModelError::Timeout(_) => "timeout",
         ModelError::Ended(_) => "model_ended",

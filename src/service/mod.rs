@@ -15,6 +15,7 @@
 
 mod budget;
 mod error;
+mod output_type;
 mod permit;
 mod request;
 mod tenant;
@@ -28,6 +29,7 @@ pub use error::{
     BudgetExceeded, DRAINING, EmbedError, TenantOverloaded, WorkError, engine_error_code,
     model_error_code,
 };
+pub use output_type::{OutputType, QuantizedVector};
 pub use permit::{Permit, PermitPool, Permits};
 pub use request::{
     CallContext, CheckedInput, EmbedRequest, Embeddings, Input, MAX_INPUTS, OutputKind, Prompt,
@@ -38,7 +40,7 @@ pub use tenant::{InFlightGuard, Tenant, TenantRequests};
 use crate::engine::{EngineError, TokenSpan};
 use crate::models::catalog::{self, NameContext, NameError, ResolvedModel};
 use crate::models::{Fallback, FallbackFor, Lease, ManagerHandle, ModelInfo};
-use crate::package::StoreEntry;
+use crate::package::{Manifest, StoreEntry, trained_dimensions};
 use crate::telemetry::metrics::Metrics;
 use tokenize::{TokenizeContext, TokenizeJob, TokenizedTexts, acquire_permit, count, tokenize};
 
@@ -98,6 +100,8 @@ impl EmbeddingService {
         fallback: Fallback,
     ) -> Result<LeasedModel, EmbedError> {
         let ServiceParts { handle, metrics, .. } = &*self.0;
+        // Some clients send an empty text instead of leaving the field out.
+        let model = model.filter(|name| !name.is_empty());
         let ResolvedModel { name, alias } = self.resolve(context, model, input)?;
         // A missing model that comes from an alias or from the settings may have a fallback,
         // because it is the operator's choice. A missing model that the client names is the
@@ -122,7 +126,10 @@ impl EmbeddingService {
 
     /// Determines the model that `model` means for a request with this input, and checks whether
     /// the tenant may request it. Loads nothing.
-    fn resolve(
+    ///
+    /// # Errors
+    /// When the tenant may not request the model, or it is not installed.
+    pub fn resolve(
         &self,
         context: &CallContext,
         model: Option<&str>,
@@ -232,7 +239,13 @@ impl LeasedModel {
         request: EmbedRequest,
     ) -> Result<Embeddings, EmbedError> {
         let Self { service, lease } = self;
-        let dimensions = dimensions(request.dimensions, lease.info.manifest.dimensions)?;
+        let may_be_any = || service.0.handle.allows_any_dimensions();
+        let dimensions = dimensions(request.dimensions, &lease.info.manifest, may_be_any)?;
+        request.output_type.check_length(dimensions)?;
+        // Name the embedding space before anything is computed. A renewed lease is on the same
+        // contents, so this does not change.
+        let info = request.describe(&lease.info);
+        check_space(context, &info)?;
         let prompt = request.prompt.text(&lease.info.manifest)?.into();
         // Refuse early: with a full queue, tokenizing would be wasted.
         lease.check_queue(&context.ticket())?;
@@ -248,7 +261,7 @@ impl LeasedModel {
         if let Some(index) = long
             && request.refuse_long
         {
-            let most = lease.info.manifest.max_sequence_length;
+            let most = lease.max_sequence_length();
             return Err(EmbedError::TooLong { index, found: whole[index], most });
         }
         let total: usize = used.iter().sum();
@@ -268,7 +281,6 @@ impl LeasedModel {
         let tokens = tokens.map(|(provided, used)| TokenCounts { provided, used }).collect();
         let timings =
             Timings { tokenization, queue: computed.queue, inference: computed.inference };
-        let info = output.apply_to(&lease.info);
         let mut vectors = computed.vectors;
         let dimensions = match output {
             OutputKind::TokenStates => vectors.len() / total.max(1),
@@ -280,18 +292,58 @@ impl LeasedModel {
                 dimensions
             }
         };
-        let fallback_for = lease.fallback_for.clone();
-        Ok(Embeddings { info, vectors, dimensions, tokens, characters, fallback_for, timings })
+        Ok(Embeddings {
+            info,
+            vectors,
+            dimensions,
+            output_type: request.output_type,
+            tokens,
+            characters,
+            fallback_for: lease.fallback_for.clone(),
+            timings,
+        })
     }
 }
 
-/// Returns the length of the vectors.
-fn dimensions(requested: Option<usize>, available: usize) -> Result<usize, EmbedError> {
-    let requested = requested.unwrap_or(available);
-    if (1..=available).contains(&requested) {
+/// Checks that vectors of the model `info` are of the embedding space that the caller expects.
+fn check_space(context: &CallContext, info: &ModelInfo) -> Result<(), EmbedError> {
+    match &context.expected_space {
+        Some(expected) if !OutputType::accepts_space(expected, &info.embedding_space) => {
+            Err(EmbedError::SpaceMismatch {
+                model: info.manifest.id.to_string(),
+                expected: Arc::clone(expected),
+                actual: Arc::clone(&info.embedding_space),
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Returns the length of the vectors. `may_be_any` returns whether a model may be asked for lengths
+/// that it was not trained for.
+fn dimensions(
+    requested: Option<usize>,
+    manifest: &Manifest,
+    may_be_any: impl FnOnce() -> bool,
+) -> Result<usize, EmbedError> {
+    let available = manifest.dimensions;
+    let requested = match requested {
+        None => return Ok(available),
+        Some(requested) if requested == available => return Ok(available),
+        Some(requested) => requested,
+    };
+    if !(1..available).contains(&requested) {
+        return Err(EmbedError::WrongDimensions { requested, available });
+    }
+    let trained = trained_dimensions(manifest);
+    if trained.contains(&requested) || may_be_any() {
         return Ok(requested);
     }
-    Err(EmbedError::WrongDimensions { requested, available })
+    Err(EmbedError::DimensionsNotTrained {
+        model: manifest.id.to_string(),
+        requested,
+        trained: trained.iter().copied().chain([available]).collect(),
+    })
 }
 
 /// Cuts each vector of `from` numbers to its first `to`, and scales them to length 1 if
@@ -321,6 +373,7 @@ fn scale_to_one(vector: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::package::fixture;
 
     #[test]
     fn vectors_are_cut_and_scaled_to_length_one() {
@@ -329,15 +382,38 @@ mod tests {
         assert_eq!(shorten(&vectors, 3, 1, false), [3.0, 0.0]);
     }
 
+    /// Returns a manifest of a model with vectors of 4 numbers that was trained for 2.
+    fn manifest() -> Manifest {
+        let entry = fixture::entry("m", "1", 4, "w");
+        Manifest { matryoshka_dimensions: vec![2], ..Manifest::clone(&entry.manifest) }
+    }
+
     #[test]
     fn dimensions_are_at_most_those_of_the_model() {
-        for (requested, expected) in [(None, 4), (Some(1), 1), (Some(4), 4)] {
-            assert_eq!(dimensions(requested, 4).unwrap(), expected, "{requested:?}");
+        for may_be_any in [false, true] {
+            let manifest = manifest();
+            for (requested, expected) in [(None, 4), (Some(2), 2), (Some(4), 4)] {
+                let found = dimensions(requested, &manifest, || may_be_any).unwrap();
+                assert_eq!(found, expected, "{requested:?}");
+            }
+            for requested in [0, 5] {
+                let error = dimensions(Some(requested), &manifest, || may_be_any).unwrap_err();
+                let expected = format!("vectors of length {requested} are not available");
+                assert!(error.to_string().starts_with(&expected), "{error}");
+            }
         }
-        for requested in [0, 5] {
-            let error = dimensions(Some(requested), 4).unwrap_err();
-            let expected = format!("vectors of length {requested} are not available");
-            assert!(error.to_string().starts_with(&expected), "{error}");
+    }
+
+    #[test]
+    fn untrained_dimensions_need_permission() {
+        for requested in [1, 3] {
+            let found = dimensions(Some(requested), &manifest(), || true).unwrap();
+            assert_eq!(found, requested);
+            let error = dimensions(Some(requested), &manifest(), || false).unwrap_err();
+            let EmbedError::DimensionsNotTrained { trained, .. } = error else {
+                panic!("{error}");
+            };
+            assert_eq!(trained, [2, 4]);
         }
     }
 }

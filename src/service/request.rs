@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::budget::BudgetCharge;
 use super::error::EmbedError;
+use super::output_type::OutputType;
 use super::tenant::InFlightGuard;
 use crate::config::TenantSettings;
 use crate::engine::{Output, Truncation};
@@ -101,6 +102,9 @@ pub struct EmbedRequest {
     pub truncation: Truncation,
     /// Length to which vectors are cut. They are scaled to length 1 again if the model normalizes.
     pub dimensions: Option<usize>,
+    /// Type in which the vectors are written. The service checks their length for it and names
+    /// their embedding space; the dialect converts them with [`OutputType::quantize`].
+    pub output_type: OutputType,
     /// Whether the vectors are only compared with each other and not written.
     pub is_compared: bool,
 }
@@ -115,8 +119,19 @@ impl EmbedRequest {
             refuse_long: false,
             truncation: Truncation::default(),
             dimensions: None,
+            output_type: OutputType::default(),
             is_compared: false,
         }
+    }
+
+    /// Returns the facts about the model as the answer states them: with the requested
+    /// normalization, and with the embedding space of the requested types.
+    pub(super) fn describe(&self, info: &ModelInfo) -> ModelInfo {
+        let mut info = self.output.apply_to(info);
+        if self.output_type != OutputType::Float {
+            info.embedding_space = self.output_type.name_space(&info.embedding_space).into();
+        }
+        info
     }
 }
 
@@ -214,6 +229,8 @@ pub struct CallContext {
     pub charge: Arc<BudgetCharge>,
     /// Whether a fallback may answer; `None` leaves the decision to the settings.
     pub allow_fallback: Option<bool>,
+    /// Embedding space that the vectors must have; `None` if any will do.
+    pub expected_space: Option<Arc<str>>,
     /// Class of the request; `None` if the number of tokens decides.
     pub priority: Option<Priority>,
     /// Tenant of the request. The request counts as in flight until the last copy is dropped.
@@ -240,7 +257,7 @@ impl CallContext {
     }
 
     /// Returns the settings of the tenant.
-    pub(super) fn tenant_settings(&self) -> Option<&TenantSettings> {
+    pub fn tenant_settings(&self) -> Option<&TenantSettings> {
         self.tenant.as_deref().map(|guard| &guard.tenant().settings)
     }
 }
@@ -275,6 +292,8 @@ pub struct Embeddings {
     pub vectors: Vec<f32>,
     /// Length of one row.
     pub dimensions: usize,
+    /// Requested type, to which the dialect converts the rows.
+    pub output_type: OutputType,
     /// Token counts of each text.
     pub tokens: Vec<TokenCounts>,
     /// Number of characters of all texts; 0 for token ids.

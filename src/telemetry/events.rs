@@ -78,6 +78,73 @@ pub enum Event {
         /// Reason, for people.
         reason: String,
     },
+    /// A package on its way was found, or waits in another state than before.
+    PackageWaiting {
+        /// Name of the package file.
+        file: String,
+        /// State of the file, as `/status` names it.
+        state: &'static str,
+        /// Reason, for people; `None` when the state says everything.
+        reason: Option<String>,
+    },
+    /// A package could not be installed now. It stays in its directory.
+    PackageFailed {
+        /// Name of the package file.
+        file: String,
+        /// Reason, for people.
+        reason: String,
+        /// Time until the next attempt; `None` when the time is not known.
+        retry_in: Option<Duration>,
+    },
+    /// A model was removed from the store, because its file was removed or an operator asked for
+    /// it.
+    PackageRemoved {
+        /// The model, `id@version`.
+        model: String,
+        /// Reason, for people.
+        reason: String,
+    },
+    /// A model was removed from the store because a limit was reached.
+    StoreLimit {
+        /// The model, `id@version`.
+        model: String,
+        /// Reason, for people.
+        reason: String,
+    },
+    /// Files of an installed model differ from the installed ones.
+    ModelCorrupt {
+        /// The model, `id@version`.
+        model: String,
+        /// Reason, for people.
+        reason: String,
+    },
+    /// An id resolves to another version than before, because an operator asked for it or because
+    /// the newer version is corrupt.
+    ModelRolledBack {
+        /// The id.
+        model: String,
+        /// The version before.
+        from: String,
+        /// The version now.
+        to: String,
+    },
+    /// A version was installed and waits for the approval of an operator.
+    UpdateWaiting {
+        /// The model, `id@version`.
+        model: String,
+    },
+    /// An operator approved a version: its id resolves to it.
+    ModelApproved {
+        /// The model, `id@version`.
+        model: String,
+    },
+    /// Models were unloaded on request.
+    MemoryFlushed {
+        /// The models, `id@version`.
+        models: Vec<String>,
+        /// Bytes by which the memory of the process shrank.
+        freed_bytes: u64,
+    },
     /// New settings were applied.
     ConfigurationApplied {
         /// Number of times that settings were applied since the start.

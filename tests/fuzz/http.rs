@@ -36,7 +36,7 @@ use tower_service::Service;
 
 /// Fuzzed routes. Each has seeds in `corpus/http`, whose first byte is `A` for the first route, and
 /// so on.
-const ROUTES: [&str; 13] = [
+const ROUTES: [&str; 17] = [
     "/v1/embeddings",
     "/v1/rank",
     "/api/embed",
@@ -50,6 +50,10 @@ const ROUTES: [&str; 13] = [
     "/rerank",
     "/tokenize",
     "/decode",
+    "/v1/rerank",
+    "/v2/embed",
+    "/api/pull",
+    "/api/generate",
 ];
 const MODEL: &str = "tiny";
 
@@ -107,6 +111,7 @@ impl Appliance {
             settings,
             initial_settings,
             configuration: watch::channel(api::wire::Configuration::default()).1,
+            intake: watch::channel(Arc::default()).1,
             sandbox: api::wire::sandbox::Sandbox::default(),
             started: Instant::now(),
             threads: options.threads,
@@ -144,6 +149,7 @@ fn install(store: &Store) {
     let request = PackRequest {
         source: Path::new(env!("CARGO_MANIFEST_DIR")).join("../golden/tiny-bert-mean"),
         id: Some(MODEL.parse().unwrap()),
+        matryoshka_dimensions: Some(vec![4, 8]),
         ..PackRequest::default()
     };
     let mut package = Vec::new();

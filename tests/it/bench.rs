@@ -13,10 +13,11 @@ use tempfile::TempDir;
 use caxton::engine::Precision;
 
 use super::golden::{self, MEAN};
+use crate::support::Root;
 
 /// Largest difference to the vector of the text alone, because batches round differently.
 const MAX_DIFFERENCE: f32 = 1e-6;
-const NUMBERS: [&str; 9] = [
+const NUMBERS: [&str; 10] = [
     "texts_per_second",
     "tokens_per_second",
     "p50_ms",
@@ -25,6 +26,7 @@ const NUMBERS: [&str; 9] = [
     "load_ms",
     "first_vector_ms",
     "peak_rss_bytes",
+    "weight_bytes",
     "matrix_peak_fraction",
 ];
 
@@ -166,6 +168,54 @@ fn rounds_and_seconds_exclude_each_other() {
     let options = options.each_ref().map(|(name, path)| (*name, path.as_path()));
     let both = place.run(&["bench", "--rounds", "3", "--seconds", "1"], &options);
     assert_eq!(both.status.code(), Some(64), "{}", stderr(&both));
+}
+
+#[test]
+fn second_model_is_measured_and_compared() {
+    let place = Place::new();
+    let input = place.input("\"a fox\"\n\"a dog\"\n\"a pump\"\n");
+    let package = place.package();
+    let options = ["--json", "--against", package.to_str().unwrap()];
+    let output = place.bench(&package, &input, &options);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for name in NUMBERS {
+        assert!(report["model"][name].as_f64().is_some_and(|value| value > 0.0), "{name}");
+        assert_eq!(report["against"][name].is_null(), name == "peak_rss_bytes", "{name}");
+    }
+    let agreement = &report["agreement"];
+    assert_eq!(agreement["same_embedding_space"], true);
+    assert_eq!(agreement["neighbor_overlap"], 1.0, "{agreement}");
+    assert_eq!(agreement["similarity_pairs"], 3, "{agreement}");
+    let table = place.bench(&package, &input, &options[1..]);
+    let table = String::from_utf8(table.stdout).unwrap();
+    assert!(table.contains("rank correlation") && table.contains("peak memory"), "{table}");
+}
+
+#[test]
+fn running_daemon_is_measured_over_its_socket() {
+    let daemon = Root::new().start();
+    let input = daemon.path().join("texts.jsonl");
+    fs::write(&input, "\"a fox\"\n\"a dog\"\n\"a pump\"\n").unwrap();
+    let run = |options: &[&str]| {
+        let mut command = daemon.cli();
+        command.args(["bench", "--daemon", "--seconds", "0", "--input"]).arg(&input);
+        command.args(options).output().unwrap()
+    };
+    let output = run(&["--json", "--connections", "3", "--texts-per-request", "2"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    // Each connection sends one request at least. Two of the bodies have two texts.
+    assert_eq!(report["requests"].as_u64().unwrap() + report["rejected"].as_u64().unwrap(), 3);
+    for name in ["requests_per_second", "texts_per_second", "tokens_per_second", "p50_ms", "p99_ms"]
+    {
+        assert!(report[name].as_f64().unwrap() > 0.0, "{name}: {report}");
+    }
+    let table = String::from_utf8(run(&[]).stdout).unwrap();
+    assert!(table.contains("one request, p95"), "{table}");
+    let unknown = run(&["--model", "none-such"]);
+    assert_eq!(unknown.status.code(), Some(65), "{}", stderr(&unknown));
+    daemon.stop();
 }
 
 #[test]

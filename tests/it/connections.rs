@@ -90,7 +90,7 @@ fn requests_over_queue_limit_get_429() {
     for answer in others {
         refused(&answer, 429, "overloaded", None, &["bundled-mini"]);
         assert_eq!(answer.error()["type"], "rate_limit_error");
-        assert_eq!(answer.header("retry-after"), Some("1"));
+        assert!(answer.header("retry-after").is_some(), "{answer:?}");
     }
     daemon.stop();
 }
@@ -185,13 +185,36 @@ fn expect_header_gets_100_continue() {
     daemon.stop();
 }
 
+/// Begins a request whose body is not complete, so that the connection is not idle.
+fn begin(connection: &mut Connection) {
+    connection.send(
+        b"POST /v1/embeddings HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\n\
+          content-length: 13\r\n\r\n",
+    );
+    assert_eq!(connection.answer().status, 100);
+}
+
+#[test]
+fn idle_connection_yields_to_one_of_its_user() {
+    let daemon = Root::new().with("socket.max_connections", json!(2)).start();
+    let (mut idle, mut busy) = (daemon.connect(), daemon.connect());
+    assert_eq!(idle.request("GET", "/livez", &[], b"").status, 200);
+    begin(&mut busy);
+    daemon.until("the connection to be idle for long enough", || {
+        (daemon.get("/v1/models").status == 200).then_some(())
+    });
+    assert!(idle.until_closed().is_empty());
+    busy.send(b"{\"input\":\"a\"}");
+    assert_eq!(busy.answer().status, 200);
+    daemon.stop();
+}
+
 #[test]
 fn connections_over_the_limit_get_503() {
     let daemon = Root::new().with("socket.max_connections", json!(2)).start();
-    let mut first = daemon.connect();
-    let mut second = daemon.connect();
-    assert_eq!(first.request("GET", "/livez", &[], b"").status, 200);
-    assert_eq!(second.request("GET", "/livez", &[], b"").status, 200);
+    let (mut first, mut second) = (daemon.connect(), daemon.connect());
+    begin(&mut first);
+    begin(&mut second);
     for _ in 0..20 {
         let mut third = daemon.connect();
         let answer = third.request("GET", "/v1/models", &[], b"");
@@ -205,7 +228,8 @@ fn connections_over_the_limit_get_503() {
         assert_eq!(third.request("GET", path, &[], b"").status, 200, "{path}");
         assert!(third.until_closed().is_empty());
     }
-    assert_eq!(first.request("GET", "/livez", &[], b"").status, 200);
+    first.send(b"{\"input\":\"a\"}");
+    assert_eq!(first.answer().status, 200);
     drop(first);
     daemon.until("a free place", || (daemon.get("/v1/models").status == 200).then_some(()));
     drop(second);

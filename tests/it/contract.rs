@@ -170,8 +170,10 @@ fn vectors(daemon: &Daemon, body: &Value) -> Vec<Vec<f32>> {
     for (name, as_openai) in [
         ("input", "input"),
         ("inputs", "input"),
+        ("texts", "input"),
         ("prompt", "input"),
         ("dimensions", "dimensions"),
+        ("output_dimension", "dimensions"),
         ("prompt_name", "prompt_name"),
     ] {
         if let Some(value) = body.get(name) {

@@ -43,7 +43,11 @@ fn healthy_daemon_fails_no_check() {
         ("configuration", "caxton.yaml"),
         ("socket", "caxton.sock"),
         ("daemon", "is ready"),
+        ("embedding", "bundled-mini computed "),
         ("models", "1 installed, 1 in memory"),
+        ("names", "mean usable models"),
+        ("fallbacks", "no fallback is excluded"),
+        ("integrity", "the files were hashed: bundled-mini@1 "),
         ("packages", "no package was rejected"),
         ("drop directory", "can read and write"),
     ] {
@@ -68,7 +72,9 @@ fn missing_daemon_is_reported_with_start_command() {
     assert_check(&report, "socket", "fail", "does not exist");
     let start = format!("caxtond --config {}", root.config().display());
     assert_eq!(check(&report, "daemon")["action"], start);
-    for name in ["models", "packages", "memory", "sandbox"] {
+    for name in
+        ["embedding", "models", "names", "fallbacks", "integrity", "packages", "memory", "sandbox"]
+    {
         assert_check(&report, name, "skipped", "does not answer");
     }
     assert_check(
@@ -162,5 +168,43 @@ fn custom_socket_skips_checks_of_system_configuration() {
     assert_check(&report, "daemon", "pass", "is ready");
     assert_check(&report, "drop directory", "skipped", "--config");
     assert_check(&report, "disk", "skipped", "--config");
+    assert_check(&report, "names", "skipped", "--config");
+    assert_check(&report, "embedding", "pass", "bundled-mini computed ");
+    daemon.stop();
+}
+
+#[test]
+fn configured_names_without_model_are_warnings() {
+    let aliases = json!({ "spare": { "model": "missing" }, "mini": { "model": "bundled-mini" } });
+    let daemon = Root::new().with("aliases", aliases).start();
+    let (code, report) = report(&mut daemon.cli());
+    assert_eq!(code, 0, "{report:#}");
+    assert_check(&report, "names", "warn", "missing is not installed (aliases.spare.model in ");
+    let found = check(&report, "names")["found"].as_str().unwrap();
+    assert!(found.contains("caxton.yaml:") && !found.contains("bundled-mini"), "{found}");
+    let action = check(&report, "names")["action"].as_str().unwrap();
+    assert!(action.contains("sudo caxton model install "), "{action}");
+    daemon.stop();
+}
+
+#[test]
+fn fallback_that_nobody_gets_is_noted() {
+    let daemon = Root::with_other().with("memory.fallback_models", json!(["other"])).start();
+    let note = "memory.fallback_models in ";
+    let notes = || {
+        let output = daemon.cli().arg("check").output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let stderr = notes();
+    assert!(stderr.starts_with(&format!("note: {note}")), "{stderr}");
+    assert!(stderr.contains("memory.allow_fallback is false"), "{stderr}");
+    let (code, warned) = report(&mut daemon.cli());
+    assert_eq!(code, 0, "{warned:#}");
+    assert_check(&warned, "fallbacks", "warn", note);
+    let settings = fs::read_to_string(daemon.config()).unwrap();
+    let allowed = "\"allow_fallback\": true, \"fallback_models\"";
+    daemon.write_config(&settings.replace("\"fallback_models\"", allowed));
+    assert_eq!(notes(), "");
     daemon.stop();
 }

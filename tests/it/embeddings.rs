@@ -5,7 +5,10 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Root, TINY_DIMENSIONS, cosine};
+use crate::support::{Answer, Root, TINY_DIMENSIONS, cosine, refused};
+
+/// Code of a request for vectors of a length that the model was not trained for.
+const UNTRAINED: &str = "dimensions_not_trained";
 
 fn length(vector: &[f32]) -> f32 {
     cosine(vector, vector).sqrt()
@@ -65,7 +68,7 @@ fn float_and_base64_are_the_same_bits() {
 
 #[test]
 fn shortened_vectors_have_unit_length() {
-    let daemon = Root::new().start();
+    let daemon = Root::new().with("embedding.allow_any_dimensions", json!(true)).start();
     let full = daemon.embed(json!("a text")).remove(0);
     for dimensions in [1, 7, 16, 63, TINY_DIMENSIONS] {
         for format in ["float", "base64"] {
@@ -80,6 +83,55 @@ fn shortened_vectors_have_unit_length() {
                 assert!((short * scale - full).abs() < 1e-6, "{dimensions}");
             }
         }
+    }
+    daemon.stop();
+}
+
+#[test]
+fn untrained_dimensions_are_refused() {
+    let daemon = Root::with_other().start();
+    let ask = |model: &str, name: &str, length: usize| {
+        daemon.embeddings(&json!({ "input": "a text", "model": model, name: length }))
+    };
+    for name in ["dimensions", "output_dimension"] {
+        for length in [16, 32, TINY_DIMENSIONS] {
+            assert_eq!(ask("other", name, length).vectors()[0].len(), length);
+        }
+        let known = ["dimensions is 17", "\"other\" was trained for 16, 32, 64 only"];
+        refused(&ask("other", name, 17), 400, UNTRAINED, Some("dimensions"), &known);
+        let known = ["\"bundled-mini\" was trained for 64 only", "embedding.allow_any_dimensions"];
+        refused(&ask("bundled-mini", name, 16), 400, UNTRAINED, Some("dimensions"), &known);
+        assert_eq!(ask("bundled-mini", name, TINY_DIMENSIONS).status, 200);
+    }
+    for (model, trained) in [("bundled-mini", json!([])), ("other", json!([16, 32]))] {
+        let listed = daemon.get(&format!("/v1/models/{model}")).json();
+        assert_eq!(listed["matryoshka_dimensions"], trained, "{model}");
+        assert_eq!(daemon.package(model)["matryoshka_dimensions"], trained, "{model}");
+    }
+    let both = json!({ "input": "a", "model": "other", "dimensions": 16, "output_dimension": 32 });
+    let differ = ["output_dimension is 32, and dimensions is 16"];
+    let answer = daemon.embeddings(&both);
+    refused(&answer, 400, "invalid_request", Some("output_dimension"), &differ);
+    daemon.stop();
+}
+
+#[test]
+fn published_self_test_matches_computed_vector() {
+    let daemon = Root::with_other().start();
+    for model in daemon.get("/v1/models").json()["data"].as_array().unwrap() {
+        let name = model["id"].as_str().unwrap();
+        assert_eq!(daemon.get(&format!("/v1/models/{name}")).json(), *model);
+        let test = &model["self_test"];
+        let answer = daemon.embeddings(&json!({ "input": test["text"], "model": name }));
+        let space = answer.header("x-caxton-embedding-space");
+        assert_eq!(space, model["embedding_space"].as_str());
+        let declared: Vec<f32> = serde_json::from_value(test["vector"].clone()).unwrap();
+        assert_eq!(declared.len(), TINY_DIMENSIONS);
+        let computed = answer.vectors().remove(0);
+        let lowest = test["min_cosine"].as_f64().unwrap();
+        assert!((0.99..1.0).contains(&lowest), "{lowest}");
+        let found = f64::from(cosine(&computed, &declared) / length(&declared));
+        assert!(found >= lowest, "{name}: {found}");
     }
     daemon.stop();
 }

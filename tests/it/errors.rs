@@ -67,7 +67,7 @@ fn assert_row(daemon: &Daemon, row: &Row) {
 }
 
 /// Returns the cases of requests that are invalid in themselves.
-fn invalid_requests() -> [Row; 9] {
+fn invalid_requests() -> [Row; 10] {
     let none = || json!({});
     [
         Row {
@@ -117,6 +117,14 @@ fn invalid_requests() -> [Row; 9] {
             openai: (400, "invalid_request"),
             tei: (422, "Validation"),
             message: "no prompt \"nope\"",
+        },
+        Row {
+            case: "untrained dimensions",
+            texts: json!("a"),
+            fields: json!({ "dimensions": 17 }),
+            openai: (400, "dimensions_not_trained"),
+            tei: (422, "Validation"),
+            message: "was trained for 64 only",
         },
         Row {
             case: "empty input",

@@ -208,6 +208,48 @@ fn without_models_ranking_falls_back_to_keywords() {
 }
 
 #[test]
+fn unnamed_comparisons_use_the_recommended_model() {
+    let root = root().with("memory.dynamic_selection", json!(true));
+    let daemon = root.start();
+    let own = daemon.embed(json!("a text"));
+    let ranked_by = |more: Value| {
+        let answer = rank(&daemon, more);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.header("x-caxton-model").unwrap().to_owned()
+    };
+    // `other` was made for questions and documents.
+    for unnamed in [json!({}), json!({ "model": "" }), json!({ "mode": "hybrid" })] {
+        assert_eq!(ranked_by(unnamed), "other@2");
+    }
+    assert_eq!(ranked_by(json!({ "model": "bundled-mini" })), "bundled-mini@1");
+    let reranks = json!({ "query": "oil", "texts": ["a pump", "oil"] });
+    assert_eq!(daemon.post("/rerank", &reranks).header("x-caxton-model"), Some("other@2"));
+    let similar = json!({ "inputs": { "source_sentence": "oil", "sentences": ["a pump"] } });
+    let answer = daemon.post("/similarity", &similar);
+    assert_eq!(answer.header("x-caxton-model"), Some("bundled-mini@1"), "{answer:?}");
+    // Vectors that leave the daemon keep the embedding space of the default model.
+    assert_eq!(daemon.embed(json!("a text")), own);
+
+    let unload = daemon.connect().request("DELETE", "/api/memory/models/other", &[], b"");
+    assert_eq!(unload.status, 200, "{unload:?}");
+    leave_no_room(&daemon);
+    assert_eq!(ranked_by(json!({})), "bundled-mini@1");
+    daemon.stop();
+}
+
+#[test]
+fn selection_respects_allowed_models_of_tenant() {
+    let uid = nix::unistd::getuid().as_raw();
+    let tenant = json!([{ "name": "t", "users": [uid], "allowed_models": ["bundled-mini"] }]);
+    let root = root().with("memory.dynamic_selection", json!(true)).with("tenants", tenant);
+    let daemon = root.start();
+    let answer = rank(&daemon, json!({}));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(answer.header("x-caxton-model"), Some("bundled-mini@1"));
+    daemon.stop();
+}
+
+#[test]
 fn model_loading_error_reports_progress() {
     let daemon = root().start();
     let body = json!({ "input": "a text", "model": "other" }).to_string();

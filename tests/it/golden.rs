@@ -284,6 +284,46 @@ fn packing_in_any_precision_preserves_vectors() {
     }
 }
 
+/// Packs `request`; returns the manifest and the vectors of `texts`.
+fn packed_vectors(request: &PackRequest, texts: &[String]) -> (Manifest, Vec<Vec<f32>>) {
+    let vectors = RefCell::new(Vec::new());
+    let run = |manifest: &Manifest, contents: &PackageContents| {
+        let options = EngineOptions { threads: 2, batch_tokens: 512, precision: Precision::F32 };
+        let model = load::load(manifest, contents.clone(), options)?;
+        for text in texts {
+            vectors.borrow_mut().push(load::embed_plain(&model, text)?);
+        }
+        Ok(load::embed_plain(&model, &manifest.self_test.text)?)
+    };
+    let packed = package::pack(request, &run, &|_, _| {}, io::sink()).unwrap();
+    (packed.manifest, vectors.into_inner())
+}
+
+#[test]
+fn stated_steps_replace_modules_file() {
+    let texts = texts("texts.jsonl");
+    let source = golden().join(MEAN.name);
+    let plain = tempfile::tempdir().unwrap();
+    // transformers writes no configuration of modules and of prompts.
+    for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(source.join(name), plain.path().join(name)).unwrap();
+    }
+    let request =
+        PackRequest { id: Some(MEAN.name.parse().unwrap()), source, ..PackRequest::default() };
+    let stated = PackRequest {
+        source: plain.path().to_owned(),
+        pooling: Some("mean"),
+        normalize: Some(true),
+        ..request.clone()
+    };
+    let expected = packed_vectors(&request, &texts);
+    assert_eq!(packed_vectors(&stated, &texts), expected);
+    // The comparison can fail: other steps give another manifest and other vectors.
+    let (manifest, vectors) =
+        packed_vectors(&PackRequest { pooling: Some("cls"), ..stated }, &texts);
+    assert!(manifest != expected.0 && vectors != expected.1);
+}
+
 #[test]
 fn minilm_matches_sentence_transformers() {
     let Some(models) = env::var_os(MODELS) else {

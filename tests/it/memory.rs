@@ -12,7 +12,7 @@ use nix::sys::stat::Mode;
 use serde_json::{Value, json};
 
 use crate::support::packages::{until_answers, until_looked};
-use crate::support::{Answer, Daemon, Root, is_event, pack, refused};
+use crate::support::{Answer, Daemon, EMBEDDINGS, Root, is_event, pack, refused};
 
 const MIB: u64 = 1 << 20;
 
@@ -112,13 +112,125 @@ fn invalid_memory_requests_are_rejected() {
         Some("model"),
         &["none"],
     );
-    refused(
-        &call(&daemon, "PUT", "/api/memory/limit", r#"{"limit":"512"}"#),
-        400,
-        "invalid_request",
-        Some("limit"),
-        &["auto"],
-    );
+    let limits =
+        ["512", "1023KiB", "0B", "1025GiB"].map(|limit| json!({ "limit": limit }).to_string());
+    let limits = limits.iter().map(|body| ("PUT", "/api/memory/limit", body.as_str(), "limit"));
+    let many = json!({ "models": vec!["m"; 33] }).to_string();
+    let others = [
+        ("POST", "/api/memory/flush", r#"{"idle_for":"10"}"#, "idle_for"),
+        ("POST", "/api/memory/flush", r#"{"idle_for":"1m","caches_only":true}"#, "idle_for"),
+        ("POST", "/api/memory/load", r#"{"models":[]}"#, "models"),
+        ("POST", "/api/memory/load", many.as_str(), "models"),
+        ("DELETE", "/api/memory/models/other?force=yes", "", "force"),
+        ("DELETE", "/api/memory/models/other?forced=true", "", "forced"),
+        ("GET", "/api/memory/status?sort=age", "", "sort"),
+        ("GET", "/api/memory/status?sort=use&sort=use", "", "sort"),
+    ];
+    for (method, path, body, param) in limits.chain(others) {
+        let answer = call(&daemon, method, path, body);
+        refused(&answer, 400, "invalid_request", Some(param), &[param]);
+    }
+    daemon.stop();
+}
+
+#[test]
+fn list_of_models_is_loaded_with_each_result() {
+    let daemon = root().start();
+    let body = json!({ "models": ["other", "none", "bundled-mini@1"] }).to_string();
+    let answer = call(&daemon, "POST", "/api/memory/load", &body);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let loaded = answer.json();
+    assert_eq!(loaded["loaded"], 2);
+    let results = loaded["results"].as_array().unwrap();
+    let change = |index: usize, model: &str, was_resident: bool| {
+        let change = &results[index]["change"];
+        assert_eq!(
+            (&change["model"], &change["was_resident"]),
+            (&json!(model), &json!(was_resident))
+        );
+        assert!(
+            change["bytes"].as_u64().unwrap() > 0 && change["precision"].is_string(),
+            "{change}"
+        );
+        assert_eq!(results[index].get("error"), None);
+    };
+    change(0, "other@2", false);
+    change(2, "bundled-mini@1", true);
+    assert_eq!(results[1]["error"]["code"], "model_not_found");
+    assert_eq!((&results[1]["name"], results[1].get("change")), (&json!("none"), None));
+    daemon.stop();
+}
+
+#[test]
+fn status_sums_and_sorts_models() {
+    let daemon = root().start();
+    assert_eq!(embed(&daemon, "other").status, 200);
+    let status = |sort: &str| {
+        let answer = daemon.get(&format!("/api/memory/status?sort={sort}"));
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.json()
+    };
+    let by_memory = status("memory");
+    let bytes = |status: &Value| {
+        let models = status["models"].as_array().unwrap().iter();
+        Vec::from_iter(models.map(|model| model["weight_bytes"].as_u64().unwrap()))
+    };
+    assert!(bytes(&by_memory).is_sorted_by(|a, b| a >= b), "{by_memory}");
+    assert_eq!(by_memory["total_loaded_bytes"], bytes(&by_memory).iter().sum::<u64>());
+    let percent = by_memory["used_percent"].as_f64().unwrap();
+    assert!(percent > 0.0 && percent <= 100.0, "{percent}");
+    let by_name = status("name");
+    assert_eq!(by_name["models"][0]["id"], "bundled-mini");
+    let idle = |status: &Value| {
+        let models = status["models"].as_array().unwrap().iter();
+        Vec::from_iter(models.map(|model| model["idle_seconds"].as_u64()))
+    };
+    assert!(idle(&status("use")).is_sorted());
+    daemon.stop();
+}
+
+#[test]
+fn flush_of_idle_models_and_caches_keeps_others() {
+    let daemon = root().start();
+    assert_eq!(embed(&daemon, "other").status, 200);
+    for body in [r#"{"idle_for":"1h"}"#, r#"{"caches_only":true}"#] {
+        let flushed = call(&daemon, "POST", "/api/memory/flush", body);
+        assert_eq!((flushed.status, &flushed.json()["unloaded"]), (200, &json!([])), "{body}");
+    }
+    assert_eq!(model(&memory(&daemon), "other")["residency"], "resident");
+    daemon.wait_event(Message::MemoryFlushed);
+    let flushed = call(&daemon, "POST", "/api/memory/flush", r#"{"idle_for":"0s"}"#).json();
+    assert_eq!(flushed["unloaded"].as_array().unwrap().len(), 2, "{flushed}");
+    let events = daemon.get("/v1/events?follow=false&since=0");
+    assert!(String::from_utf8_lossy(&events.body).contains("memory_flushed"), "{events:?}");
+    daemon.stop();
+}
+
+/// Checks that a forced unload rejects the requests that wait, with a time to retry, and ends a
+/// request that is computed in parts.
+#[test]
+fn forced_unload_drops_waiting_requests() {
+    let embedding = json!({ "parallel_batches": 1, "batch_tokens": 512 });
+    let daemon = root().with("embedding", embedding).start();
+    let body = json!({ "input": vec![vec![5; 48]; 2048] }).to_string();
+    let mut connections: Vec<_> = (0..4).map(|_| daemon.connect()).collect();
+    for connection in &mut connections {
+        connection.ask("POST", EMBEDDINGS, &[], body.as_bytes());
+    }
+    daemon.until("waiting requests", || {
+        (daemon.package("bundled-mini")["waiting"].as_u64() >= Some(2)).then_some(())
+    });
+    let path = "/api/memory/models/bundled-mini?force=true";
+    let unloaded = call(&daemon, "DELETE", path, "");
+    assert_eq!((unloaded.status, &unloaded.json()["model"]), (200, &json!("bundled-mini@1")));
+    let answers = Vec::from_iter(connections.iter_mut().map(|connection| connection.answer()));
+    let dropped = answers.iter().filter(|answer| answer.status != 200);
+    let dropped = Vec::from_iter(dropped);
+    assert!(!dropped.is_empty(), "{answers:?}");
+    for answer in dropped {
+        refused(answer, 503, "model_ended", None, &["bundled-mini"]);
+        assert!(answer.header("retry-after").is_some(), "{answer:?}");
+    }
     daemon.stop();
 }
 
@@ -316,7 +428,21 @@ fn memory_command_shows_loads_and_unloads_models() {
     assert!(run(&["flush"]).contains("bundled-mini@1+"));
     assert!(run(&["load", "other", "--unpin"]).contains("other@2  already loaded"));
     let unloaded = run(&["unload", "other"]);
-    assert!(unloaded.contains("other  unloaded"), "{unloaded}");
+    assert!(unloaded.contains("other@2  unloaded"), "{unloaded}");
+    let several = run(&["load", "other", "bundled-mini"]);
+    for model in ["other@2 ", "bundled-mini@1 "] {
+        let row = several.lines().find(|line| line.starts_with(model)).unwrap();
+        assert!(row.contains("loaded, ") && row.contains(" in "), "{several}");
+    }
+    let missing = daemon.cli().args(["memory", "load", "other", "none"]).output().unwrap();
+    assert!(!missing.status.success());
+    let shown = String::from_utf8(missing.stdout).unwrap();
+    assert!(shown.contains("already loaded") && shown.contains("failed: "), "{shown}");
+    assert!(run(&["flush", "--idle", "1h"]).contains("none"));
+    assert!(run(&["flush", "--caches"]).contains("none"));
+    let sorted = run(&["status", "--sort", "memory"]);
+    assert!(sorted.contains("weights of models") && sorted.contains("used"), "{sorted}");
+    assert!(run(&["unload", "other", "--force"]).contains("other@2  unloaded"));
     assert!(run(&["limit", "512MiB"]).contains("512MiB"));
     assert!(run(&["status"]).contains("512.0 MiB (memory.memory_limit)"));
     assert!(run(&["limit", "auto"]).contains("auto"));

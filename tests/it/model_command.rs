@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::support::packages::names;
-use crate::support::{Daemon, Root, golden, pack, tiny_package};
+use crate::support::{Daemon, Root, TINY_DIMENSIONS, golden, pack, tiny_package};
 
 /// EX_DATAERR of `sysexits.h`: the data is wrong.
 const DATA: i32 = 65;
@@ -140,10 +140,121 @@ fn installed_package_is_shown_verified_and_exported() {
             assert!(text.contains(digest), "{text}");
             let verified = place.done(&["verify", name]);
             assert!(verified.starts_with("ok: m@1.2, every file matches"), "{verified}");
-            let exported = place.path("exported");
+            let exported = place.path("exported.model.tar.zst");
             place.done(&["export", name, "--output", &exported]);
             assert_eq!(fs::read(&exported).unwrap(), package);
         }
+    }
+}
+
+#[test]
+fn several_packages_are_installed_independently() {
+    for place in Place::both() {
+        let good = place.file("m.model.tar.zst", &pack("tiny-bert-cls", "m", "1"));
+        let bad = place.file("bad.model.tar.zst", b"no package");
+        let missing = place.path("missing.model.tar.zst");
+        let (code, stdout, stderr) = place.model(&["install", "--json", &bad, &good]);
+        assert_eq!(code, DATA, "{stderr}");
+        assert!(stderr.starts_with(&format!("caxton: {bad}: ")), "{stderr}");
+        let results: Value = serde_json::from_str(&stdout).unwrap();
+        assert_eq!(results.as_array().unwrap().len(), 2, "{results}");
+        assert!(results[0]["error"].is_string() && results[0]["file"] == bad, "{results}");
+        assert_eq!(results[1]["package"]["id"], "m", "{results}");
+        assert_eq!(results[1]["error"], Value::Null, "{results}");
+        assert_eq!(place.listed(), ["bundled-mini@1", "m@1"]);
+        // The exit code is that of the worst failure, not of the last one.
+        let (code, stdout, stderr) = place.model(&["install", &missing, &good, &bad]);
+        assert_eq!(code, SYSTEM, "{stderr}");
+        assert_eq!(stdout, "already installed: m@1, signature: none\n");
+        let one: Value = serde_json::from_str(&place.done(&["install", "--json", &good])).unwrap();
+        assert_eq!((&one["file"], &one["existed"]), (&good.as_str().into(), &true.into()));
+    }
+}
+
+#[test]
+fn export_accepts_id_as_option_and_warns_about_names() {
+    for place in Place::both() {
+        let (package, _) = install(&place);
+        let copy = place.path("copy.model.tar.zst");
+        place.done(&["export", "--model-id", "m", "--output", &copy, "--include-metadata"]);
+        assert_eq!(fs::read(&copy).unwrap(), package);
+        let other = place.path("copy.tar.gz");
+        let (code, _, stderr) = place.model(&["export", "m", "--output", &other]);
+        assert_eq!(code, 0, "{stderr}");
+        assert!(stderr.contains("copy.tar.gz does not end in .model.tar.zst"), "{stderr}");
+        for ids in [&["m", "--model-id", "m"][..], &[]] {
+            let (code, ..) = place.model(&[&["export", "--output", &copy], ids].concat());
+            assert_eq!(code, USAGE, "{ids:?}");
+        }
+    }
+}
+
+/// Returns the status of each file in the output of `verify --json`.
+fn statuses(report: &Value) -> Vec<(&str, &str)> {
+    let files = report["files"].as_array().unwrap();
+    files
+        .iter()
+        .map(|file| (file["name"].as_str().unwrap(), file["status"].as_str().unwrap()))
+        .collect()
+}
+
+#[test]
+fn verify_report_has_measured_figures() {
+    for place in Place::both() {
+        let (_, file) = install(&place);
+        for what in [&file, "m"] {
+            let report: Value =
+                serde_json::from_str(&place.done(&["verify", "--json", what])).unwrap();
+            let files = ["config.json", "tokenizer.json", "model.safetensors"];
+            assert_eq!(statuses(&report), files.map(|name| (name, "valid")), "{report}");
+            assert_eq!((&report["valid"], &report["can_load"]), (&true.into(), &true.into()));
+            assert_eq!((&report["id"], &report["version"]), (&"m".into(), &"1.2".into()));
+            assert_eq!(report["dimensions"], TINY_DIMENSIONS);
+            assert!(report["self_test_cosine"].as_f64().unwrap() >= 0.9995, "{report}");
+            for figure in ["load_ms", "weight_bytes", "peak_bytes"] {
+                assert!(report[figure].as_f64().unwrap() > 0.0, "{figure}: {report}");
+            }
+            assert_eq!(report["faults"], Value::Array(Vec::new()));
+        }
+    }
+}
+
+#[test]
+fn verify_report_lists_every_faulty_file() {
+    for place in Place::both() {
+        let package = with_flipped_bit_in("tokenizer.json", tiny_package());
+        let package = with_flipped_bit_in("model.safetensors", &package);
+        let file = place.file("bad.model.tar.zst", &package);
+        let (code, stdout, _) = place.model(&["verify", "--json", &file]);
+        let report: Value = serde_json::from_str(&stdout).unwrap();
+        let expected = [
+            ("config.json", "valid"),
+            ("tokenizer.json", "invalid"),
+            ("model.safetensors", "invalid"),
+        ];
+        assert_eq!((code, statuses(&report)), (DATA, expected.to_vec()), "{report}");
+        assert_eq!(report["can_load"], false);
+        place.refused(&["verify", &file], DATA, &["tokenizer.json", "model.safetensors"]);
+
+        // Remove the bundled packages, because the daemon would repair the corrupt entry from them.
+        for package in names(&place.root().bundled()) {
+            fs::remove_file(place.root().bundled().join(package)).unwrap();
+        }
+        let models = place.root().state().join("models");
+        let entry: PathBuf = fs::read_dir(models).unwrap().next().unwrap().unwrap().path();
+        fs::remove_file(entry.join("tokenizer.json")).unwrap();
+        fs::write(entry.join("model.safetensors"), "short").unwrap();
+        let (code, stdout, _) = place.model(&["verify", "--json", "bundled-mini"]);
+        let report: Value = serde_json::from_str(&stdout).unwrap();
+        let expected = [
+            ("config.json", "valid"),
+            ("tokenizer.json", "missing"),
+            ("model.safetensors", "invalid"),
+        ];
+        assert_eq!((code, statuses(&report)), (DATA, expected.to_vec()), "{report}");
+        assert_eq!(report["faults"].as_array().unwrap().len(), 2, "{report}");
+        let words = ["tokenizer.json", "model.safetensors"];
+        place.refused(&["verify", "bundled-mini"], DATA, &words);
     }
 }
 

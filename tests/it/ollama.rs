@@ -102,7 +102,7 @@ fn vectors_match_the_openai_route() {
 
 #[test]
 fn dimensions_and_truncate_options_apply() {
-    let daemon = Root::new().start();
+    let daemon = Root::new().with("embedding.allow_any_dimensions", json!(true)).start();
     let short = daemon.embeddings(&json!({ "input": "a text", "dimensions": 16 })).vectors();
     for (dimensions, length) in [(16, 16), (0, TINY_DIMENSIONS)] {
         let body = json!({ "input": "a text", "dimensions": dimensions, "options": null });
@@ -160,7 +160,19 @@ fn tag_resolves_to_version() {
         let expected = if name.is_null() { json!("bundled-mini:1") } else { name };
         assert_eq!(answer.json()["model"], expected);
     }
-    for name in ["", ":", "other:", "other:3", "other:2:1", "latest", "other:latest:latest"] {
+    for (name, answers) in [
+        ("", "bundled-mini@1"),
+        ("Other", "other@2"),
+        ("OTHER:latest", "other@2"),
+        ("library/other", "other@2"),
+        ("library/Bundled-Mini:1", "bundled-mini@1"),
+    ] {
+        let answer = daemon.post(EMBED, &json!({ "model": name, "input": "a" }));
+        assert_eq!(answer.header("x-caxton-model"), Some(answers), "{name}");
+        let expected = if name.is_empty() { "bundled-mini:1" } else { name };
+        assert_eq!(answer.json()["model"], expected);
+    }
+    for name in [":", "other:", "other:3", "other:2:1", "latest", "other:latest:latest"] {
         for (path, field) in [(EMBED, "input"), ("/api/embeddings", "prompt"), ("/api/show", "x")] {
             let mut body = json!({ "model": name });
             body[field] = json!("a");
@@ -178,8 +190,14 @@ fn tags_list_installed_models() {
     let package = daemon.package("other");
     let tags = tags(&daemon);
     let names: Vec<_> = tags.iter().map(|tag| tag["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["bundled-mini:1", "other:2"]);
-    let mut other = tags[1].clone();
+    assert_eq!(names, ["bundled-mini:latest", "bundled-mini:1", "other:latest", "other:2"]);
+    let mut latest = tags[2].clone();
+    for field in ["name", "model"] {
+        assert_eq!(latest[field], "other:latest");
+        latest[field] = json!("other:2");
+    }
+    assert_eq!(latest, tags[3]);
+    let mut other = tags[3].clone();
     let modified = other["modified_at"].take();
     assert!(modified.as_str().unwrap().ends_with('Z') && modified.as_str().unwrap().len() == 20);
     let expected = json!({
@@ -203,11 +221,184 @@ fn ps_lists_resident_models() {
     let expires = running["expires_at"].take();
     assert!(expires.as_str().unwrap() > "2300" && expires.as_str().unwrap().ends_with('Z'));
     let expected = json!({
-        "name": "other:2", "model": "other:2", "size": memory["weight_bytes"], "size_vram": 0,
+        "name": "other:latest", "model": "other:latest", "size": memory["weight_bytes"],
+        "size_vram": 0,
         "digest": package["package_sha256"], "details": details(&package), "expires_at": null,
         "context_length": package["max_sequence_length"],
     });
     assert_eq!(running, expected);
+    let models = daemon.get("/api/ps").json()["models"].clone();
+    let names: Vec<_> =
+        models.as_array().unwrap().iter().map(|model| model["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["bundled-mini:latest", "bundled-mini:1", "other:latest", "other:2"]);
+    daemon.stop();
+}
+
+#[test]
+fn tags_are_accepted_on_every_route() {
+    let daemon =
+        Root::with_other().with("aliases", json!({ "fast": { "model": "other" } })).start();
+    let ask = |method: &str, path: &str, body: &Value| {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        daemon.connect().request(method, path, &[], body.as_bytes())
+    };
+    for name in ["other:latest", "other:2", "fast:latest"] {
+        let texts = json!({ "query": "a", "documents": ["b"], "model": name });
+        for (path, body) in [
+            (EMBEDDINGS, json!({ "input": "a", "model": name })),
+            (EMBED, json!({ "input": "a", "model": name })),
+            ("/embed", json!({ "inputs": "a", "model": name })),
+            ("/v1/rank", texts.clone()),
+            ("/v2/rerank", texts),
+            ("/v2/embed", json!({ "texts": ["a"], "model": name })),
+        ] {
+            let answer = ask("POST", path, &body);
+            assert_eq!(answer.header("x-caxton-model"), Some("other@2"), "{path}: {answer:?}");
+        }
+        for (method, path, body) in [
+            ("GET", format!("/v1/models/{name}"), json!(null)),
+            ("POST", "/api/show".to_owned(), json!({ "model": name })),
+            ("POST", format!("/api/memory/models/{name}/load"), json!(null)),
+            ("DELETE", format!("/api/memory/models/{name}"), json!(null)),
+        ] {
+            let answer = ask(method, &path, &body);
+            assert_eq!(answer.status, 200, "{method} {path}: {answer:?}");
+        }
+    }
+    // Names of packages are not aliases.
+    for (method, path) in [
+        ("GET", "/api/packages/other:latest"),
+        ("POST", "/api/packages/other:2/verify"),
+        ("GET", "/api/packages/other:2/export"),
+    ] {
+        let answer = ask(method, path, &json!(null));
+        assert_eq!(answer.status, 200, "{method} {path}: {:?}", answer.status);
+    }
+    daemon.stop();
+}
+
+#[test]
+fn pull_succeeds_for_installed_models_only() {
+    let daemon = Root::with_other().start();
+    for body in [
+        json!({ "model": "other", "stream": false }),
+        json!({ "name": "Other:latest", "stream": false, "insecure": true }),
+    ] {
+        let answer = daemon.post("/api/pull", &body);
+        assert_eq!((answer.status, answer.json()), (200, json!({ "status": "success" })), "{body}");
+    }
+    let answer = daemon.post("/api/pull", &json!({ "model": "other:2" }));
+    assert_eq!(answer.header("content-type"), Some("application/x-ndjson"));
+    let lines: Vec<Value> = String::from_utf8(answer.body)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let package = daemon.package("other");
+    assert_eq!(lines.first().unwrap()["status"], "pulling manifest");
+    assert_eq!(lines[1]["total"], package["size_bytes"]);
+    assert_eq!(lines[1]["completed"], lines[1]["total"]);
+    assert_eq!(lines.last().unwrap(), &json!({ "status": "success" }));
+    for (body, status, message) in [
+        (json!({ "model": "nomic-embed-text" }), 404, "file does not exist"),
+        (json!({ "model": "other:3", "stream": false }), 404, "never downloads"),
+        (json!({ "model": "" }), 400, "model is missing"),
+        (json!({}), 400, "model is missing"),
+    ] {
+        let answer = daemon.post("/api/pull", &body);
+        assert_eq!(answer.status, status, "{body}: {answer:?}");
+        assert!(failed(&answer).contains(message), "{body}: {answer:?}");
+    }
+    daemon.stop();
+}
+
+#[test]
+fn empty_generate_loads_and_unloads() {
+    let daemon = Root::with_other().start();
+    for (path, empty, field, content) in [
+        ("/api/generate", json!({ "prompt": "" }), "response", json!("")),
+        (
+            "/api/chat",
+            json!({ "messages": [] }),
+            "message",
+            json!({ "role": "assistant", "content": "" }),
+        ),
+    ] {
+        let ask = |body: &Value, keep_alive: Value| {
+            let mut body = body.clone();
+            body["model"] = json!("other");
+            body["keep_alive"] = keep_alive;
+            let answer = daemon.post(path, &body);
+            assert_eq!(answer.status, 200, "{path} {body}: {answer:?}");
+            answer.json()
+        };
+        for body in [&empty, &json!({ "options": { "num_ctx": 1 } })] {
+            assert!(in_memory(&daemon, "other").is_none());
+            // An absent model is not loaded to be unloaded.
+            assert_eq!(ask(body, json!(0))["done_reason"], "unload");
+            assert!(in_memory(&daemon, "other").is_none());
+            let mut loaded = ask(body, json!("10m"));
+            assert!(loaded["created_at"].take().as_str().unwrap().ends_with('Z'));
+            let mut expected = json!({
+                "model": "other", "created_at": null, "done": true, "done_reason": "load",
+            });
+            expected[field] = content.clone();
+            assert_eq!(loaded, expected);
+            assert!(expires_in(&daemon, "other").is_some_and(|left| left <= 600));
+            let count = daemon.log().len();
+            assert_eq!(ask(body, json!("0s"))["done_reason"], "unload");
+            wait_unloaded(&daemon, count, "0s");
+        }
+        let unknown = daemon.post(path, &json!({ "model": "other:3", "keep_alive": 0 }));
+        assert_eq!(unknown.status, 404);
+        assert!(failed(&unknown).contains("bundled-mini, other"), "{unknown:?}");
+    }
+    for (path, body) in [
+        ("/api/generate", json!({ "model": "other", "prompt": "Why?" })),
+        ("/api/chat", json!({ "model": "other", "messages": [{ "role": "user" }] })),
+    ] {
+        let answer = daemon.post(path, &body);
+        assert_eq!(answer.status, 400, "{path}: {answer:?}");
+        assert!(failed(&answer).contains("generates text"), "{path}: {answer:?}");
+    }
+    daemon.stop();
+}
+
+#[test]
+fn text_in_the_field_of_the_other_route_is_embedded() {
+    let daemon = Root::with_other().start();
+    let expected = rows(&embed(&daemon, json!({ "input": "a text" })));
+    for body in [
+        json!({ "prompt": "a text" }),
+        json!({ "prompt": "a text", "input": "" }),
+        json!({ "prompt": "another text", "input": ["a text"] }),
+    ] {
+        assert_eq!(rows(&embed(&daemon, body.clone())), expected, "{body}");
+    }
+    for body in [json!({ "input": "a text" }), json!({ "input": ["a text"], "prompt": "" })] {
+        let answer = daemon.post("/api/embeddings", &body);
+        let vector: Vec<f32> = serde_json::from_value(answer.json()["embedding"].clone()).unwrap();
+        assert_eq!(vector, expected[0], "{body}");
+    }
+    let several = daemon.post("/api/embeddings", &json!({ "input": ["a", "b"] }));
+    assert_eq!(several.status, 400);
+    assert!(failed(&several).contains("/api/embed"), "{several:?}");
+    daemon.stop();
+}
+
+#[test]
+fn normalize_and_large_dimensions_are_like_ollama() {
+    let daemon = Root::new().start();
+    let unit = rows(&embed(&daemon, json!({ "input": "a text" }))).remove(0);
+    let raw = daemon.post(EMBED, &json!({ "input": "a text", "normalize": false }));
+    let of_tei = daemon.post("/embed", &json!({ "inputs": "a text", "normalize": false }));
+    assert_eq!(raw.header("x-caxton-embedding-space"), of_tei.header("x-caxton-embedding-space"));
+    let raw = rows(&raw.json()).remove(0);
+    let of_tei: Vec<Vec<f32>> = serde_json::from_value(of_tei.json()).unwrap();
+    assert_eq!(of_tei, std::slice::from_ref(&raw));
+    assert_ne!(raw, unit);
+    let same = embed(&daemon, json!({ "input": "a text", "normalize": true, "dimensions": 4096 }));
+    assert_eq!(rows(&same), [unit]);
     daemon.stop();
 }
 
@@ -215,7 +406,7 @@ fn ps_lists_resident_models() {
 fn show_describes_the_model() {
     let daemon = Root::with_other().start();
     let package = daemon.package("other");
-    let modified = tags(&daemon)[1]["modified_at"].clone();
+    let modified = tags(&daemon)[3]["modified_at"].clone();
     for body in [json!({ "model": "other:2" }), json!({ "name": "other", "verbose": true })] {
         let mut shown = daemon.post("/api/show", &body).json();
         assert_eq!(shown["modified_at"].take(), modified);
@@ -258,7 +449,7 @@ fn error_is_a_single_string() {
         ("POST", EMBED, r#"{"input": ["a", ""]}"#, 400, "input 1 is empty"),
         ("POST", EMBED, r#"{"input": [""]}"#, 400, "input 0 is empty"),
         ("POST", EMBED, r#"{"input": "a", "model": 5}"#, 400, "model: invalid type"),
-        ("POST", EMBED, r#"{"input": "a", "dimensions": 65}"#, 400, "gives 1 to 64"),
+        ("POST", EMBED, r#"{"input": "a", "dimensions": 63}"#, 400, "trained for 64 only"),
         (
             "POST",
             EMBED,
@@ -277,8 +468,11 @@ fn error_is_a_single_string() {
         ("GET", EMBED, "", 405, "/api/embed does not take GET"),
         ("POST", "/api/tags", "{}", 405, "/api/tags does not take POST"),
         ("DELETE", "/api/ps", "", 405, "/api/ps does not take DELETE"),
-        ("POST", "/api/pull", r#"{"model": "a"}"#, 404, "there is no POST /api/pull"),
-        ("POST", "/api/generate", "{}", 404, "there is no POST /api/generate"),
+        ("GET", "/api/pull", "", 405, "/api/pull does not take GET"),
+        ("POST", "/api/push", r#"{"model": "a"}"#, 400, "never uploads"),
+        ("POST", "/api/create", r#"{"model": "a"}"#, 400, "caxton model pack"),
+        ("POST", "/api/copy", "{}", 400, "aliases"),
+        ("DELETE", "/api/delete", r#"{"model": "other"}"#, 400, "caxton model remove"),
         ("HEAD", "/api/blobs/sha256-0", "", 404, ""),
     ] {
         let mut connection = daemon.connect();

@@ -43,7 +43,7 @@ fn bad_requests_name_the_field_and_load_nothing() {
         (r#"{"input": "a", "input": "b"}"#.to_owned(), 400, bad, Some("input"), "duplicate"),
         (r#" ["a"]"#.to_owned(), 400, bad, None, "is a list"),
         (r#""a""#.to_owned(), 400, bad, None, "invalid type: string"),
-        ("\u{feff}{}".to_owned(), 400, bad, None, ""),
+        ("\u{feff}{}".to_owned(), 400, bad, Some("input"), "input is missing"),
         ("[".repeat(100_000), 400, bad, None, ""),
         (format!(r#"{{"input": {}"#, "[".repeat(100_000)), 400, bad, None, ""),
     ] {
@@ -59,7 +59,7 @@ fn bad_requests_name_the_field_and_load_nothing() {
     }
     let invalid_utf8 = b"{\"input\": \"\xff\"}";
     let answer = daemon.connect().request("POST", EMBEDDINGS, &[], invalid_utf8);
-    refused(&answer, 400, bad, Some("input"), &[]);
+    refused(&answer, 400, bad, None, &["is not UTF-8 at byte 11"]);
     assert_eq!(daemon.package("other")["residency"], "absent");
     // The same model answers a valid request.
     assert_eq!(daemon.embeddings(&json!({ "input": "a", "model": "other" })).status, 200);
@@ -70,7 +70,7 @@ fn bad_requests_name_the_field_and_load_nothing() {
 #[test]
 fn unknown_model_is_404_with_installed_names() {
     let daemon = Root::with_other().start();
-    for name in ["nope", "bundled-mini@9", "", "../other", "bundled-mini@"] {
+    for name in ["nope", "bundled-mini@9", "../other", "bundled-mini@"] {
         let answer = daemon.embeddings(&json!({ "input": "a", "model": name }));
         let messages = [&format!("\"{name}\""), "bundled-mini, other"];
         refused(&answer, 404, "model_not_found", Some("model"), &messages);
@@ -88,8 +88,10 @@ fn unknown_model_is_404_with_installed_names() {
 fn unsupported_options_are_rejected_with_valid_values() {
     let daemon = Root::with_other().start();
     for (field, value, message) in [
-        ("dimensions", json!(0), "gives 1 to 64"),
-        ("dimensions", json!(65), "gives 1 to 64"),
+        ("dimensions", json!(0), "of this model have 64"),
+        ("dimensions", json!(65), "of this model have 64"),
+        ("output_dtype", json!("int4"), "float, int8, uint8, binary, ubinary"),
+        ("output_dtype", json!("Binary"), "float, int8, uint8, binary, ubinary"),
         ("prompt_name", json!("nope"), "it has: passage, query"),
     ] {
         let mut body = json!({ "input": "a text", "model": "other" });

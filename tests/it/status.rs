@@ -34,6 +34,13 @@ fn models_health_and_status_are_shown() {
     let residencies: Vec<_> =
         status["packages"].as_array().unwrap().iter().map(|p| &p["residency"]).collect();
     assert_eq!(residencies, ["resident", "absent"]);
+    daemon.until("the first scan", || {
+        let status = daemon.status();
+        assert_eq!((&status["intake"], &status["intake_omitted"]), (&json!([]), &json!(0)));
+        let directories = status["package_directories"].as_array().unwrap().clone();
+        let states = Vec::from_iter(directories.iter().map(|directory| &directory["state"]));
+        (states == ["present", "present"]).then_some(())
+    });
     assert!(status["resident_memory_bytes"].as_u64().unwrap() > 1 << 20);
     daemon.stop();
 }

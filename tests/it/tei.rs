@@ -41,7 +41,7 @@ fn length(vector: &[f32]) -> f32 {
 
 /// Creates a root with a second model, `raw`, whose vectors are not normalised.
 fn with_raw() -> Root {
-    let root = Root::new();
+    let root = Root::new().with("embedding.allow_any_dimensions", json!(true));
     fs::write(root.bundled().join(file_name("raw")), pack("tiny-distilbert", "raw", "1")).unwrap();
     root
 }
@@ -57,6 +57,34 @@ fn vectors_match_the_openai_route() {
         let body = json!({ "inputs": texts, "model": model, "dimensions": 9 });
         assert_eq!(embed(&daemon, &body), expected);
     }
+    daemon.stop();
+}
+
+#[test]
+fn root_and_invocations_are_the_embed_route() {
+    let daemon = Root::new().start();
+    let body = json!({ "inputs": ["one", "two"], "normalize": false });
+    let expected = embed(&daemon, &body);
+    for path in ["/", "/invocations"] {
+        assert_eq!(vectors(&ask(&daemon, path, &body)), expected, "{path}");
+        let empty = daemon.post(path, &json!({ "inputs": [] }));
+        assert_eq!((empty.status, &empty.json()["error_type"]), (400, &json!("Empty")), "{path}");
+    }
+    let greeting = daemon.get("/");
+    assert!(greeting.body.starts_with(b"Caxton"), "{greeting:?}");
+    let wrong = daemon.connect().request("DELETE", "/", &[], b"");
+    assert_eq!(wrong.error()["code"], "method_not_allowed");
+    daemon.stop();
+}
+
+#[test]
+fn embeddings_route_is_the_one_of_openai() {
+    let daemon = Root::new().start();
+    let body = json!({ "input": ["one", "two"], "model": "bundled-mini:latest" });
+    let answer = ask(&daemon, "/embeddings", &body);
+    assert_eq!(answer.vectors(), openai(&daemon, &body));
+    let missing = daemon.post("/embeddings", &json!({ "input": "a", "model": "none-such" }));
+    assert_eq!((missing.status, &missing.error()["code"]), (404, &json!("model_not_found")));
     daemon.stop();
 }
 
@@ -234,5 +262,6 @@ fn info_reports_default_model_and_limits() {
     );
     assert_eq!(daemon.get("/health").status, 200);
     assert!(daemon.get("/health").body.is_empty());
+    assert_eq!(daemon.get("/ping").status, 200);
     daemon.stop();
 }

@@ -33,7 +33,8 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
 const KEEPERS: &[(&str, &[&str])] = &[
     ("serde_saphyr", &["config/file.rs"]),
     ("figment", &["config/"]),
-    ("zstd", &["package/"]),
+    ("zstd", &["package/", "api/content_encoding.rs"]),
+    ("flate2", &["api/content_encoding.rs"]),
     ("sha2", &["package/"]),
     ("minisign_verify", &["package/"]),
     ("memmap2", &["package/mapping.rs"]),

@@ -60,6 +60,29 @@ fn requests_to_a_model_are_counted() {
 }
 
 #[test]
+fn stats_are_sorted_by_use_on_request() {
+    let daemon = Root::with_other().start();
+    use_other(&daemon);
+    let ids = |path: &str| {
+        let answer = daemon.get(path);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let models = answer.json()["models"].as_array().unwrap().clone();
+        Vec::from_iter(models.iter().map(|model| model["id"].as_str().unwrap().to_owned()))
+    };
+    assert_eq!(ids("/api/models/stats"), ["bundled-mini", "other"]);
+    assert_eq!(ids("/api/models/stats?sort=use"), ["other", "bundled-mini"]);
+    let wrong = daemon.get("/api/models/stats?sort=size");
+    refused(&wrong, 400, "invalid_request", Some("sort"), &["size"]);
+    let used = stats(&daemon, "other")["hours_used"].clone();
+    // The uses may be in two hours.
+    let hours = used["last_7_days"].as_u64().unwrap();
+    assert!((1..=2).contains(&hours), "{used}");
+    assert_eq!(used["previous_7_days"], 0);
+    assert_eq!(stats(&daemon, "bundled-mini")["hours_used"], json!(null));
+    daemon.stop();
+}
+
+#[test]
 fn usage_counts_survive_a_restart() {
     let daemon = Root::with_other().start();
     use_other(&daemon);

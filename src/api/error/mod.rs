@@ -4,30 +4,38 @@
 //! status by accident. Clients see the whole chain of an error that they can correct. Failures of
 //! the appliance are logged, too.
 
+mod models;
 mod packages;
+mod retry_hint;
 mod service;
 
 use std::time::Duration;
 
 use axum::Json;
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use super::wire::{ErrorBody, ErrorResponse, LoadProgress};
 use crate::base::errors::chain;
 use crate::base::units::{Bytes, milliseconds};
-use crate::engine::EngineError;
 use crate::models::catalog::Alias;
 use crate::models::{MAX_RETRY_AFTER, ModelError};
 use crate::package::Entries;
-use crate::service::{DRAINING, engine_error_code, model_error_code};
+use crate::service::DRAINING;
+use retry_hint::{MIN_DELAY, Overload};
+
+pub(super) use retry_hint::RetryHints;
+pub(super) use service::EXPECTED_SPACE;
 
 /// Code of a request that exceeds the budget of bytes.
 const TOO_MANY_BYTES: &str = "too_many_bytes";
-/// Retry time for a model that is being loaded for the first time.
-const UNKNOWN_RETRY_AFTER: Duration = Duration::from_secs(1);
-/// Shortest retry time for a model that is being loaded.
-const MIN_RETRY_AFTER: Duration = Duration::from_millis(100);
+/// Retry time for a limit that all requests or connections of a user share, if no other request was
+/// refused.
+const SHARED_LIMIT_RETRY_AFTER: Duration = Duration::from_millis(500);
+/// Estimated time in which such a limit becomes free for one more request.
+const SHARED_LIMIT_INTERVAL: Duration = Duration::from_millis(10);
+/// Estimated time of one piece of work that waits for a permit.
+const WORK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// A failed request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,12 +45,25 @@ pub(super) struct ApiError {
     message: String,
     param: Option<String>,
     retry_after: Option<Duration>,
+    /// Resource whose overload is the cause, so that retries are spread.
+    overload: Option<Box<Overload>>,
     loading: Option<Box<LoadProgress>>,
+    /// Accepted content-encodings, for a body with another one.
+    accept_encoding: Option<&'static str>,
 }
 
 impl ApiError {
     fn new(status: StatusCode, code: &'static str, message: String) -> Self {
-        Self { status, code, message, param: None, retry_after: None, loading: None }
+        Self {
+            status,
+            code,
+            message,
+            param: None,
+            retry_after: None,
+            overload: None,
+            loading: None,
+            accept_encoding: None,
+        }
     }
 
     fn of(
@@ -54,7 +75,14 @@ impl ApiError {
     }
 
     fn with_retry_after(self, wait: Duration) -> Self {
-        Self { retry_after: Some(wait.min(MAX_RETRY_AFTER)), ..self }
+        Self { retry_after: Some(wait.clamp(MIN_DELAY, MAX_RETRY_AFTER)), ..self }
+    }
+
+    /// Adds the resource that refused the request. It holds `capacity` requests, and serves one in
+    /// `interval`.
+    fn with_overload(self, resource: &str, interval: Duration, capacity: usize) -> Self {
+        let overload = Overload { resource: resource.to_owned(), interval, capacity };
+        Self { overload: Some(Box::new(overload)), ..self }
     }
 
     /// Returns the error of a request with a wrong `param`.
@@ -82,6 +110,16 @@ impl ApiError {
             waited.as_secs()
         );
         Self::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message)
+    }
+
+    /// Returns the error of a body with the content-encoding `found`. `accepted` are those that the
+    /// route accepts.
+    pub(super) fn coding_not_accepted(found: &str, accepted: &'static str) -> Self {
+        let message = format!(
+            "the request body has the content-encoding \"{found}\"; this route accepts {accepted}"
+        );
+        let error = Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "coding_not_accepted", message);
+        Self { accept_encoding: Some(accepted), ..error }
     }
 
     /// Returns the error of a request with more than `max` inputs.
@@ -124,6 +162,25 @@ impl ApiError {
         Self::new(StatusCode::FAILED_DEPENDENCY, "wrong_task", message)
     }
 
+    /// Returns the error of a request that the daemon never serves, on a route that it has for the
+    /// clients of a dialect. The message says how to reach the goal.
+    pub(super) fn unsupported(message: String) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "unsupported", message)
+    }
+
+    /// Returns the error of a request to download `name`, which is not among `entries`. Its
+    /// beginning is the message of Ollama for a model that does not exist.
+    pub(super) fn never_downloads(name: String, entries: &Entries) -> Self {
+        let error = Self::unknown_package(name, entries);
+        let message = format!(
+            "pull model manifest: file does not exist: {}; the daemon never downloads: an \
+             administrator copies the package of the model into packages.drop_directory, or runs \
+             \"caxton model install\"",
+            error.message
+        );
+        Self { message, ..error }
+    }
+
     /// Returns the error of a text with more than `most` tokens, for clients that forbid
     /// truncation.
     pub(super) fn too_long(param: String, found: Option<usize>, most: usize) -> Self {
@@ -141,7 +198,8 @@ impl ApiError {
              close idle connections, or retry later"
         );
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_connections", message)
-            .with_retry_after(Duration::from_secs(1))
+            .with_retry_after(SHARED_LIMIT_RETRY_AFTER)
+            .with_overload("connections", SHARED_LIMIT_INTERVAL, 1)
     }
 
     /// Returns the error of an event stream beyond the limit of the user or, with `is_shared`,
@@ -167,7 +225,8 @@ impl ApiError {
              smaller or fewer requests at a time, and read each answer completely"
         );
         Self::new(StatusCode::SERVICE_UNAVAILABLE, TOO_MANY_BYTES, message)
-            .with_retry_after(Duration::from_secs(1))
+            .with_retry_after(SHARED_LIMIT_RETRY_AFTER)
+            .with_overload("bytes", SHARED_LIMIT_INTERVAL, 1)
     }
 
     /// Returns the error of a user with too many requests that wait for a permit.
@@ -178,6 +237,7 @@ impl ApiError {
         );
         Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", message)
             .with_retry_after(Duration::from_secs(1))
+            .with_overload("permits", WORK_INTERVAL, waiting)
     }
 
     /// Returns the error of an unknown route.
@@ -237,7 +297,9 @@ impl ApiError {
             "{most} requests of the tenant \"{tenant}\" are in flight already, the limit of \
              tenants.max_concurrent; retry when one of them has ended"
         );
-        Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", message).with_retry_after(wait)
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", message)
+            .with_retry_after(wait)
+            .with_overload(&format!("tenant {tenant}"), wait, most)
     }
 
     /// Adds to the error the entry of `additional_models` that it concerns.
@@ -327,6 +389,17 @@ impl ApiError {
         &self.message
     }
 
+    /// Returns the error in OpenAI's format.
+    pub(super) fn to_body(&self) -> ErrorBody {
+        ErrorBody {
+            message: self.message.clone(),
+            kind: self.kind().to_owned(),
+            param: self.param.clone(),
+            code: self.code.to_owned(),
+            loading: self.loading.as_deref().cloned(),
+        }
+    }
+
     fn kind(&self) -> &'static str {
         match self.status {
             StatusCode::FORBIDDEN => "permission_error",
@@ -338,134 +411,34 @@ impl ApiError {
     }
 }
 
+/// Sets both headers with a retry time.
+fn set_retry_after(headers: &mut HeaderMap, wait: Duration) {
+    // Round up to whole seconds: a client that retries too early is refused again.
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    let millis = milliseconds(wait);
+    headers.insert(HeaderName::from_static("retry-after-ms"), HeaderValue::from(millis));
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let body = ErrorBody {
-            message: self.message.clone(),
-            kind: self.kind().to_owned(),
-            param: self.param.clone(),
-            code: self.code.to_owned(),
-            loading: self.loading.as_deref().cloned(),
-        };
-        let mut response = (self.status, Json(ErrorResponse { error: body })).into_response();
+        let error = self.to_body();
+        let mut response = (self.status, Json(ErrorResponse { error })).into_response();
         let headers = response.headers_mut();
         if let Some(wait) = self.retry_after {
-            // Round up to whole seconds: a client that retries too early is refused again.
-            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
-            let millis = milliseconds(wait);
-            headers.insert(HeaderName::from_static("retry-after-ms"), HeaderValue::from(millis));
+            set_retry_after(headers, wait);
         } else if self.status.is_server_error() {
             // OpenAI's clients retry after every 5xx. An error without a retry time is not
             // temporary.
             let name = HeaderName::from_static("x-should-retry");
             headers.insert(name, HeaderValue::from_static("false"));
         }
+        if let Some(accepted) = self.accept_encoding {
+            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(accepted));
+        }
         // Dialects with another error format, and the metrics, read the error from here.
         response.extensions_mut().insert(self);
         response
-    }
-}
-
-impl From<ModelError> for ApiError {
-    fn from(error: ModelError) -> Self {
-        Self::from(&error)
-    }
-}
-
-impl From<&ModelError> for ApiError {
-    fn from(error: &ModelError) -> Self {
-        let code = model_error_code(error);
-        match error {
-            ModelError::Unknown { .. } | ModelError::BundledOnly(_) => Self {
-                param: Some("model".to_owned()),
-                ..Self::of(StatusCode::NOT_FOUND, code, error)
-            },
-            ModelError::Corrupt { .. } | ModelError::Disabled { .. } => {
-                Self::of(StatusCode::SERVICE_UNAVAILABLE, code, error)
-            }
-            ModelError::Failed { retry_after, .. } => {
-                let wait = *retry_after;
-                Self::of(StatusCode::SERVICE_UNAVAILABLE, code, error).with_retry_after(wait)
-            }
-            ModelError::MemoryLimit { refusal, .. } => {
-                let error = Self::of(StatusCode::SERVICE_UNAVAILABLE, code, error);
-                match refusal.retry_after {
-                    Some(wait) => error.with_retry_after(wait),
-                    None => error,
-                }
-            }
-            ModelError::Evicted { retry_after, .. } | ModelError::Pressure { retry_after, .. } => {
-                let wait = *retry_after;
-                Self::of(StatusCode::SERVICE_UNAVAILABLE, code, error).with_retry_after(wait)
-            }
-            ModelError::Loading { name, elapsed, expected } => {
-                let left = expected.map(|expected| expected.saturating_sub(*elapsed));
-                let wait =
-                    left.unwrap_or(UNKNOWN_RETRY_AFTER).clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER);
-                let loading = LoadProgress {
-                    model: name.clone(),
-                    elapsed_ms: milliseconds(*elapsed),
-                    expected_ms: expected.map(milliseconds),
-                };
-                let error = Self::of(StatusCode::SERVICE_UNAVAILABLE, code, error);
-                Self { loading: Some(Box::new(loading)), ..error.with_retry_after(wait) }
-            }
-            ModelError::Pinned(_) => Self::of(StatusCode::CONFLICT, code, error),
-            ModelError::Overloaded { retry_after, .. } => {
-                let wait = *retry_after;
-                Self::of(StatusCode::TOO_MANY_REQUESTS, code, error).with_retry_after(wait)
-            }
-            ModelError::Timeout(_) => Self::of(StatusCode::GATEWAY_TIMEOUT, code, error),
-            ModelError::Ended(_) => {
-                let wait = Duration::from_secs(1);
-                Self::of(StatusCode::SERVICE_UNAVAILABLE, code, error).with_retry_after(wait)
-            }
-            ModelError::Draining => {
-                let wait = Duration::from_secs(5);
-                Self::of(StatusCode::SERVICE_UNAVAILABLE, code, error).with_retry_after(wait)
-            }
-            ModelError::Engine(error) => error.into(),
-        }
-    }
-}
-
-impl From<EngineError> for ApiError {
-    fn from(error: EngineError) -> Self {
-        Self::from(&error)
-    }
-}
-
-impl From<&EngineError> for ApiError {
-    fn from(error: &EngineError) -> Self {
-        let internal = StatusCode::INTERNAL_SERVER_ERROR;
-        let code = engine_error_code(error);
-        match error {
-            EngineError::TokenOutOfRange { .. } => {
-                let message = format!(
-                    "{}: the client tokenizes with another model's vocabulary. Send texts instead; \
-                     LangChain does with check_embedding_ctx_length=False",
-                    chain(error)
-                );
-                let error = Self::new(StatusCode::BAD_REQUEST, code, message);
-                Self { param: Some("input".to_owned()), ..error }
-            }
-            EngineError::Length { .. } => {
-                let error = Self::of(StatusCode::BAD_REQUEST, code, error);
-                Self { param: Some("input".to_owned()), ..error }
-            }
-            EngineError::Endless { .. } => {
-                let error = Self::of(StatusCode::PAYLOAD_TOO_LARGE, code, error);
-                Self { param: Some("input".to_owned()), ..error }
-            }
-            EngineError::NoTokenStates => Self::of(StatusCode::FAILED_DEPENDENCY, code, error),
-            EngineError::Tokenize(_)
-            | EngineError::File { .. }
-            | EngineError::Mismatch(_)
-            | EngineError::Threads { .. }
-            | EngineError::Forward(_)
-            | EngineError::NotFinite { .. } => Self::of(internal, code, error),
-        }
     }
 }
 

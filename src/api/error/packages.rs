@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 
 use super::{ApiError, DRAINING};
 use crate::models::ingest::install::{InstallError, RemoveError};
-use crate::package::{RollbackError, StoreError, UnpackError};
+use crate::package::{ApprovalError, RollbackError, StoreError, UnpackError};
 
 impl From<InstallError> for ApiError {
     fn from(error: InstallError) -> Self {
@@ -85,11 +85,25 @@ impl From<RollbackError> for ApiError {
     }
 }
 
+impl From<ApprovalError> for ApiError {
+    fn from(error: ApprovalError) -> Self {
+        let (status, code) = match error {
+            ApprovalError::Unknown(_) => (StatusCode::NOT_FOUND, "model_not_found"),
+            ApprovalError::NotWaiting(_) => (StatusCode::CONFLICT, "not_waiting"),
+            ApprovalError::Store(error) => return error.into(),
+        };
+        Self::of(status, code, &error)
+    }
+}
+
 impl From<RemoveError> for ApiError {
     fn from(error: RemoveError) -> Self {
         let (status, code) = match &error {
             RemoveError::Unknown(_) => (StatusCode::NOT_FOUND, "model_not_found"),
             RemoveError::Bundled(_) => (StatusCode::CONFLICT, "bundled"),
+            RemoveError::InFurtherDirectory { .. } => {
+                (StatusCode::CONFLICT, "package_in_further_directory")
+            }
             RemoveError::Store(_) | RemoveError::File(_) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "store_failed")
             }

@@ -6,6 +6,9 @@ use tokio::task::JoinError;
 use super::ApiError;
 use crate::service::{BudgetExceeded, EmbedError, TenantOverloaded, WorkError};
 
+/// Header with the embedding space that the vectors of the answer must have.
+pub(in crate::api) const EXPECTED_SPACE: &str = "x-caxton-expect-embedding-space";
+
 impl ApiError {
     /// Returns the error of a request for vectors. `param` is the name of the dialect's field with
     /// the texts.
@@ -33,9 +36,37 @@ impl ApiError {
                 Self::invalid(Some("prompt_name".to_owned()), message)
             }
             EmbedError::WrongDimensions { requested, available } => {
-                let message =
-                    format!("dimensions is {requested}; this model gives 1 to {available}");
+                let message = format!(
+                    "dimensions is {requested}; the vectors of this model have {available}"
+                );
                 Self::invalid(Some("dimensions".to_owned()), message)
+            }
+            EmbedError::DimensionsNotTrained { model, requested, trained } => {
+                let trained: Vec<_> = trained.iter().map(ToString::to_string).collect();
+                let message = format!(
+                    "dimensions is {requested}, but the model \"{model}\" was trained for {} only; \
+                     an administrator can permit other lengths with \
+                     embedding.allow_any_dimensions",
+                    trained.join(", ")
+                );
+                Self::new(StatusCode::BAD_REQUEST, "dimensions_not_trained", message)
+                    .with_param("dimensions".to_owned())
+            }
+            EmbedError::UnevenBits { output_type, dimensions } => {
+                let message = format!(
+                    "output_dtype {output_type} packs 8 numbers into a byte, and the vectors have \
+                     {dimensions}; choose dimensions that are a multiple of 8"
+                );
+                Self::invalid(Some("output_dtype".to_owned()), message)
+            }
+            EmbedError::SpaceMismatch { model, expected, actual } => {
+                let message = format!(
+                    "the request expects vectors of the embedding space \"{expected}\", but those \
+                     of the model \"{model}\" are of \"{actual}\", and cannot be compared with \
+                     them; request the model with the expected space, or compute all vectors again"
+                );
+                Self::new(StatusCode::PRECONDITION_FAILED, "embedding_space_mismatch", message)
+                    .with_param(EXPECTED_SPACE.to_owned())
             }
             EmbedError::TooLong { index, found, most } => Self::too_long(text(index), found, most),
             EmbedError::TooManyTokens { found, most } => Self::too_many_tokens(param, found, most),
@@ -149,7 +180,36 @@ mod tests {
                 400,
                 "invalid_request",
                 Some("dimensions"),
-                "dimensions is 9; this model gives 1 to 4",
+                "dimensions is 9; the vectors of this model have 4",
+            ),
+            (
+                EmbedError::DimensionsNotTrained {
+                    model: "m@1".to_owned(),
+                    requested: 3,
+                    trained: vec![2, 4],
+                },
+                400,
+                "dimensions_not_trained",
+                Some("dimensions"),
+                "dimensions is 3, but the model \"m@1\" was trained for 2, 4 only; ",
+            ),
+            (
+                EmbedError::UnevenBits { output_type: "binary", dimensions: 12 },
+                400,
+                "invalid_request",
+                Some("output_dtype"),
+                "output_dtype binary packs 8 numbers into a byte, and the vectors have 12; ",
+            ),
+            (
+                EmbedError::SpaceMismatch {
+                    model: "m".to_owned(),
+                    expected: "e5-64-ab".into(),
+                    actual: "e5-64-cd".into(),
+                },
+                412,
+                "embedding_space_mismatch",
+                Some("x-caxton-expect-embedding-space"),
+                "space \"e5-64-ab\", but those of the model \"m\" are of \"e5-64-cd\"",
             ),
             (
                 EmbedError::TooLong { index: 2, found: None, most: 48 },

@@ -8,10 +8,15 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::api::error::ApiError;
+use crate::api::rerank::FailureWritten;
 use crate::api::wire::tei::{ErrorResponse, ErrorType};
 
-/// Rewrites an answer that is a failure. All other answers stay unchanged.
+/// Rewrites an answer that is a failure. All other answers stay unchanged, also failures that
+/// another dialect has written.
 pub(super) async fn flatten(response: Response) -> Response {
+    if response.extensions().get::<FailureWritten>().is_some() {
+        return response;
+    }
     let Some(error) = response.extensions().get::<ApiError>().cloned() else { return response };
     let (status, error_type) = status_and_type(error.status(), error.code());
     let body = ErrorResponse { error: error.message().to_owned(), error_type };

@@ -1,6 +1,7 @@
 //! Serves the dialect of text-embeddings-inference (TEI): `/embed`, `/embed_all`, `/similarity`,
-//! `/tokenize`, `/decode`, `/info` and `/health`. `/embed_sparse` and `/predict` exist too, but no
-//! installed model can answer them.
+//! `/rerank`, `/tokenize`, `/decode`, `/info` and `/health`. `POST /` and `/invocations` (Amazon
+//! SageMaker) are `/embed`, and `/ping` is `/health`. `/embed_sparse` and `/predict` exist too, but
+//! no installed model can answer them.
 //!
 //! Contains the specifics of TEI: answers that are bare lists, flat errors, and its status codes.
 //! The embedding service computes the vectors.
@@ -14,7 +15,7 @@ mod tokens;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router, middleware};
 use tokio::runtime::Handle;
 
@@ -23,10 +24,12 @@ use super::error::ApiError;
 use super::input::read_json;
 use super::rank::{self, Comparison};
 use super::request_context::{RequestContext, TenantContext};
+use super::rerank;
 use super::response::{self, EMBEDDING_SPACE, set_embedding_headers};
 use super::wire::tei;
 use crate::engine::{self, Truncation};
 use crate::models::Residency;
+use crate::models::usage::recommend::TaskType;
 use crate::package::Precision;
 use crate::service::{
     CheckedInput, EmbedRequest, Embeddings, Input, MAX_INPUTS, OutputKind, Prompt,
@@ -36,22 +39,33 @@ use crate::service::{
 pub(super) fn routes() -> Router<App> {
     Router::new()
         .route("/embed", post(embed))
+        .route("/invocations", post(embed))
         .route("/embed_all", post(embed_all))
         .route("/embed_sparse", post(embed_sparse))
         .route("/predict", post(predict))
         .route("/similarity", post(similarity))
-        .route("/rerank", post(rank::rerank))
+        .route("/rerank", post(rerank::of_either_dialect))
         .route("/tokenize", post(tokens::tokenize))
         .route("/decode", post(tokens::decode))
         .route("/info", get(info))
         .route("/health", get(health))
+        .route("/ping", get(health))
         .method_not_allowed_fallback(super::no_method)
         .layer(middleware::map_response(errors::flatten))
 }
 
-/// Builds only the health route.
-pub(super) fn health_route() -> Router<App> {
-    Router::new().route("/health", get(health)).layer(middleware::map_response(errors::flatten))
+/// Builds only the health routes.
+pub(super) fn health_routes() -> Router<App> {
+    Router::new()
+        .route("/health", get(health))
+        .route("/ping", get(health))
+        .layer(middleware::map_response(errors::flatten))
+}
+
+/// Builds the `POST` of the path `/`, to which clients with the address of a TEI server send texts.
+/// The caller adds the other methods.
+pub(super) fn at_root() -> MethodRouter<App> {
+    post(embed).layer(middleware::map_response(errors::flatten))
 }
 
 async fn embed(
@@ -126,6 +140,7 @@ async fn similarity(
         documents: of(sentences, documents_param)?,
         query_param,
         documents_param,
+        task_type: TaskType::Similarity,
     };
     let scores = rank::compare(&app, &caller, request.model.as_deref(), &comparison).await?;
     let response = Json(tei::Similarities(scores.similarities())).into_response();
@@ -167,7 +182,7 @@ async fn info(State(app): State<App>, viewer: TenantContext) -> Result<Json<tei:
         served_model_name: manifest.id.to_string(),
         model_type: tei::ModelType::Embedding { pooling: manifest.pooling.clone() },
         max_concurrent_requests: settings.queue_size,
-        max_input_length: manifest.max_sequence_length,
+        max_input_length: app.handle.max_sequence_length(manifest),
         max_batch_tokens: settings.batch_tokens,
         max_batch_requests: None,
         max_client_batch_size: MAX_INPUTS,

@@ -13,7 +13,9 @@ pub struct Event {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at: Option<u64>,
     /// `model_loaded`, `model_unloaded`, `model_evicted`, `model_failed`, `pressure_changed`,
-    /// `package_accepted`, `package_refused`, `configuration_applied`, `configuration_refused`,
+    /// `package_accepted`, `package_refused`, `package_waiting`, `package_failed`,
+    /// `package_removed`, `store_limit`, `model_corrupt`, `model_rolled_back`, `update_waiting`,
+    /// `model_approved`, `memory_flushed`, `configuration_applied`, `configuration_refused`,
     /// `fallback`, or `lagged` when the client reads too slowly or requests events that are no
     /// longer remembered. Later versions may add types.
     #[serde(rename = "type")]
@@ -27,6 +29,21 @@ pub struct Event {
     /// Name of the package file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
+    /// State of a package on its way, in the words of [`super::intake::IncomingPackage`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    /// Time until the next attempt, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_in_seconds: Option<u64>,
+    /// Version to which the id of `model` resolved before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version_before: Option<String>,
+    /// Version to which the id of `model` resolves now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Models that were unloaded, each as `id@version`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<String>,
     /// New pressure level.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub level: Option<String>,

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use serde::de::{self, Deserialize, Deserializer, IgnoredAny, SeqAccess, Visitor};
+use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::ollama::Texts;
 use crate::service::{Input, MAX_INPUTS};
@@ -66,6 +66,76 @@ fn skip<'de, A: SeqAccess<'de>>(mut items: A) -> Result<(), A::Error> {
 /// Deserializes a list of texts and cuts it after [`MAX_INPUTS`] + 1 texts.
 pub(super) fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     deserializer.deserialize_seq(TextsVisitor)
+}
+
+/// A document to rank: a text, or an object with a field `text`. Other fields are ignored.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Document(pub String);
+
+impl<'de> Deserialize<'de> for Document {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(DocumentVisitor)
+    }
+}
+
+struct DocumentVisitor;
+
+impl<'de> Visitor<'de> for DocumentVisitor {
+    type Value = Document;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string, or an object with a string as its field `text`")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Document, E> {
+        Ok(Document(text.to_owned()))
+    }
+
+    fn visit_string<E: de::Error>(self, text: String) -> Result<Document, E> {
+        Ok(Document(text))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Document, A::Error> {
+        let mut text = None;
+        while let Some(name) = fields.next_key::<String>()? {
+            match name.as_str() {
+                "text" => text = Some(fields.next_value()?),
+                _ => drop(fields.next_value::<IgnoredAny>()?),
+            }
+        }
+        text.map(Document).ok_or_else(|| de::Error::missing_field("text"))
+    }
+}
+
+/// Deserializes a list of documents and cuts it after [`MAX_INPUTS`] + 1; `None` for `null`.
+pub(super) fn documents<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<String>>, D::Error> {
+    deserializer.deserialize_any(DocumentsVisitor)
+}
+
+struct DocumentsVisitor;
+
+impl<'de> Visitor<'de> for DocumentsVisitor {
+    type Value = Option<Vec<String>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of strings or of objects with a field `text`")
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+        let mut texts = Vec::new();
+        while texts.len() <= MAX_INPUTS {
+            let Some(Document(text)) = items.next_element()? else { break };
+            texts.push(text);
+        }
+        skip(items)?;
+        Ok(Some(texts))
+    }
 }
 
 impl<'de> Deserialize<'de> for Texts {
@@ -217,6 +287,28 @@ mod tests {
         // The items that are dropped must be valid JSON, too.
         let broken = list("[7]", MAX_INPUTS + 2).replace("[7]]", "[7}]");
         assert!(read(&broken).is_err());
+    }
+
+    #[test]
+    fn documents_are_texts_or_objects_with_a_text() {
+        let read = |json: &str| documents(&mut serde_json::Deserializer::from_str(json));
+        let expected = Some(vec!["a".to_owned(), "b".to_owned()]);
+        assert_eq!(read(r#"["a", {"id": [1], "text": "b", "title": null}]"#).unwrap(), expected);
+        assert_eq!(read("null").unwrap(), None);
+        for (json, expected) in [
+            ("1", "a list of strings or of objects"),
+            ("[1]", "a string, or an object"),
+            (r#"[{"image": "b"}]"#, "missing field `text`"),
+            (r#"[{"text": ["b"]}]"#, "expected a string"),
+        ] {
+            let message = read(json).unwrap_err().to_string();
+            assert!(message.contains(expected), "{json}: {message}");
+        }
+        let list = |count: usize| format!("[{}]", vec!["\"a\""; count].join(","));
+        for count in [MAX_INPUTS, MAX_INPUTS + 1, 3 * MAX_INPUTS] {
+            let kept = read(&list(count)).unwrap().unwrap().len();
+            assert_eq!(kept, count.min(MAX_INPUTS + 1));
+        }
     }
 
     proptest! {

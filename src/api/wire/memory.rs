@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::ErrorBody;
+
 /// Answer of `GET /api/memory/status`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MemoryStatus {
@@ -15,6 +17,12 @@ pub struct MemoryStatus {
     pub shedding: bool,
     /// Headroom: memory that a model may take without an eviction.
     pub headroom_bytes: u64,
+    /// Used share of the tightest limit in percent, or of the machine's memory without a limit;
+    /// `null` where the system does not report it.
+    pub used_percent: Option<f64>,
+    /// Memory of the weights of all models in `models`.
+    #[serde(default)]
+    pub total_loaded_bytes: u64,
     /// Memory in use.
     #[serde(flatten)]
     pub measured: MeasuredMemory,
@@ -25,7 +33,8 @@ pub struct MemoryStatus {
     pub limits: Vec<MemoryLimit>,
     /// Memory of the machine.
     pub system: SystemMemory,
-    /// Models that are resident, are being loaded or unloaded, or were refused.
+    /// Models that are resident, are being loaded or unloaded, or were refused: by name, or in the
+    /// order of the parameter `sort`.
     pub models: Vec<ModelMemory>,
     /// Last actions against pressure, newest first.
     pub actions: Vec<MemoryAction>,
@@ -128,6 +137,19 @@ pub struct MemoryAction {
     pub duration_ms: u64,
 }
 
+/// Body of `POST /api/memory/flush`; optional. Without one, all models are unloaded that are not
+/// pinned.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FlushRequest {
+    /// Duration such as `10m`: only models without a request for so long are unloaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_for: Option<String>,
+    /// Whether only caches are cleared: the scratch memory of the models, and the free memory that
+    /// the allocator keeps. No model is unloaded.
+    pub caches_only: bool,
+}
+
 /// Answer of `POST /api/memory/flush`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct FlushResponse {
@@ -155,12 +177,52 @@ pub struct LoadModelRequest {
 /// Answer of `POST` and `DELETE` on `/api/memory/models/{id}`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ResidencyChange {
-    /// Name of the model.
+    /// The model, as `id@version`.
     pub model: String,
     /// Whether the model was in memory before.
     pub was_resident: bool,
+    /// Memory of the weights; absent after an unload.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// Arithmetic of the model: `f32`, `bf16` or `int8`; absent after an unload.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub precision: Option<String>,
     /// Duration in milliseconds.
     pub duration_ms: u64,
+}
+
+/// Body of `POST /api/memory/load`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoadModelsRequest {
+    /// Names of the models, at most 32. They are loaded in this order.
+    pub models: Vec<String>,
+    /// Whether the models are excluded from eviction until the next start. If absent, the
+    /// configuration decides.
+    #[serde(default)]
+    pub pinned: Option<bool>,
+}
+
+/// Answer of `POST /api/memory/load`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct LoadedModels {
+    /// Number of models that are in memory now.
+    pub loaded: usize,
+    /// Result for each name, in the order of the request.
+    pub results: Vec<LoadResult>,
+}
+
+/// Result of one load. Exactly one of its two optional fields is present.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct LoadResult {
+    /// Name in the request.
+    pub name: String,
+    /// The load, if it succeeded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub change: Option<ResidencyChange>,
+    /// The error, if it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<ErrorBody>,
 }
 
 /// Body and answer of `PUT /api/memory/limit`.

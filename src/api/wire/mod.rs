@@ -2,9 +2,12 @@
 //!
 //! OpenAI's fields and their meaning: <https://platform.openai.com/docs/api-reference/embeddings>.
 
+pub mod approval;
+pub mod cohere;
 pub mod configuration;
 pub mod events;
 mod input;
+pub mod intake;
 pub mod memory;
 pub mod ollama;
 pub mod rank;
@@ -12,6 +15,8 @@ pub mod rollback;
 pub mod sandbox;
 pub mod tei;
 pub mod tenants;
+pub mod truncate;
+pub mod validation;
 
 use std::collections::BTreeMap;
 
@@ -35,6 +40,13 @@ pub struct EmbeddingsRequest {
     /// Length to which vectors are cut; they are scaled to length 1 again.
     #[serde(default)]
     pub dimensions: Option<usize>,
+    /// Name of `dimensions` in the APIs of Voyage and Mistral.
+    #[serde(default)]
+    pub output_dimension: Option<usize>,
+    /// Type of the vectors' numbers: `float` (the default), `int8`, `uint8`, `binary` or `ubinary`,
+    /// as in the APIs of Voyage and Mistral.
+    #[serde(default)]
+    pub output_dtype: Option<String>,
     /// Identifier of the client's own user; accepted and ignored.
     #[serde(default)]
     pub user: Option<String>,
@@ -45,10 +57,10 @@ pub struct EmbeddingsRequest {
     /// OpenAI's API.
     #[serde(default)]
     pub input_type: Option<String>,
-    /// `false` refuses texts that are too long. Otherwise their end is cut off. Not in OpenAI's
-    /// API.
+    /// `false` or `"NONE"` refuses texts that are too long, `"START"` cuts off their beginning.
+    /// Otherwise their end is cut off. Not in OpenAI's API.
     #[serde(default)]
-    pub truncate: Option<bool>,
+    pub truncate: Option<truncate::Truncate>,
     /// Whether a fallback may answer when the model is not available; not in OpenAI's API.
     #[serde(default)]
     pub allow_fallback: Option<bool>,
@@ -68,6 +80,9 @@ pub struct EmbeddingsResponse {
     pub model: String,
     /// Token counts.
     pub usage: Usage,
+    /// Form of the vectors, unless they are `float`; not in OpenAI's API.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vector_form: Option<VectorForm>,
     /// Vectors of `additional_models`, in the same order; not in OpenAI's API.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub additional: Vec<AdditionalEmbeddings>,
@@ -113,8 +128,27 @@ pub struct Embedding {
 pub enum Vector {
     /// Numbers, `[dimensions]`.
     Float(Vec<f32>),
-    /// Numbers as little-endian f32 in base64, `[dimensions]`.
+    /// Signed bytes of `int8`, `[dimensions]`, or of `binary`, `[dimensions / 8]`.
+    Signed(Vec<i8>),
+    /// Unsigned bytes of `uint8`, `[dimensions]`, or of `ubinary`, `[dimensions / 8]`.
+    Unsigned(Vec<u8>),
+    /// Bytes in base64: numbers as little-endian f32, or the bytes of the other types.
     Base64(String),
+}
+
+/// Form of vectors that are not `float`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct VectorForm {
+    /// Type of the numbers: `int8`, `uint8`, `binary` or `ubinary`.
+    pub output_dtype: String,
+    /// Factor from the components of the vector of length 1 to the numbers; absent for bits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<f64>,
+    /// Number that is added to each scaled component, or to each byte of bits.
+    pub offset: i16,
+    /// Order of the bits in a byte, `msb_first`; absent for `int8` and `uint8`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bit_order: Option<String>,
 }
 
 /// Token counts of an answer.
@@ -153,22 +187,41 @@ pub struct Model {
     pub revision: String,
     /// Whether the id alone means this model.
     pub current: bool,
+    /// Whether the model is an update that waits for approval: the id alone does not mean it yet.
+    #[serde(default)]
+    pub awaits_approval: bool,
     /// Aliases that mean this model.
     pub aliases: Vec<String>,
     /// Aliases for which this model is the canary and answers a part of the requests.
     pub canary_of: Vec<String>,
     /// Length of the vectors.
     pub dimensions: usize,
+    /// Smaller lengths for which the model was trained, ascending.
+    #[serde(default)]
+    pub matryoshka_dimensions: Vec<usize>,
     /// Longest input in tokens.
     pub max_sequence_length: usize,
     /// Identity under which two vectors may be compared.
     pub embedding_space: String,
+    /// Text with its vector, by which a client checks that new vectors belong to its index.
+    pub self_test: ModelSelfTest,
     /// Other models whose vectors have the same length, so that they fit into the same index.
     pub compatible_dimensions: Vec<String>,
     /// Other models of the same embedding space, so that their vectors may be compared.
     pub compatible_vectors: Vec<String>,
     /// Names of the prompts.
     pub prompts: Vec<String>,
+}
+
+/// The text of a model's self-test with its vector: a canary for the vectors in an index.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ModelSelfTest {
+    /// Text, which is embedded without a prompt.
+    pub text: String,
+    /// Vector of the text that the package declares, `[dimensions]`, rounded to three digits.
+    pub vector: Vec<f32>,
+    /// Lowest cosine to `vector` with which a model of this build serves, in any precision.
+    pub min_cosine: f64,
 }
 
 /// An installed package, as `/status` and `/api/packages` show it.
@@ -182,6 +235,12 @@ pub struct Package {
     pub revision: String,
     /// Whether the id alone means this model.
     pub current: bool,
+    /// Whether the model is an update that waits for approval: the id alone does not mean it yet.
+    #[serde(default)]
+    pub awaits_approval: bool,
+    /// Version for which this model answers under the id alone, because that version is corrupt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers_for: Option<String>,
     /// Origin: `bundled`, `dropped` or `installed`.
     pub origin: String,
     /// State in the store: `untested`, `available`, `disabled`, `corrupt` or `quarantined`.
@@ -202,6 +261,9 @@ pub struct Package {
     pub waiting: usize,
     /// Length of the vectors.
     pub dimensions: usize,
+    /// Smaller lengths for which the model was trained, ascending.
+    #[serde(default)]
+    pub matryoshka_dimensions: Vec<usize>,
     /// Longest input in tokens.
     pub max_sequence_length: usize,
     /// Type of the stored weights: `f32`, `f16` or `int8`.
@@ -218,6 +280,12 @@ pub struct Package {
     pub license: String,
     /// Origin of the model before it was packed, from the manifest.
     pub source: Option<String>,
+    /// Revision of `source`, from the manifest.
+    #[serde(default)]
+    pub source_revision: Option<String>,
+    /// Files of the package; only in the description of a single package.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<PackageFile>,
     /// Sum of the sizes of the package's files.
     pub size_bytes: u64,
     /// SHA-256 of the installed package.
@@ -237,6 +305,17 @@ pub struct Package {
     pub access_count: u64,
     /// Time of the last request that used the model, in seconds since 1970.
     pub last_access_at: Option<u64>,
+}
+
+/// A file of an installed package, from its manifest.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackageFile {
+    /// Name of the file.
+    pub name: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// SHA-256 of the file.
+    pub sha256: String,
 }
 
 /// Arithmetic of a resident model.
@@ -315,6 +394,18 @@ pub struct DaemonStatus {
     /// read.
     #[serde(default)]
     pub quarantine: Option<Vec<QuarantinedPackage>>,
+    /// Files that are not installed: packages on their way, failed and refused ones, and files that
+    /// are not packages. At most 64, those that need an operator first. Only administrators see
+    /// them.
+    #[serde(default)]
+    pub intake: Vec<intake::IncomingPackage>,
+    /// Number of further files that are not installed.
+    #[serde(default)]
+    pub intake_omitted: usize,
+    /// Drop directories in the order of their scans, and the bundled directory. Only administrators
+    /// see them.
+    #[serde(default)]
+    pub package_directories: Vec<intake::PackageDirectory>,
     /// Packages that were installed without a signature although keys are configured now, as
     /// `id@version`.
     #[serde(default)]
@@ -334,6 +425,10 @@ pub struct StoreCondition {
     pub verity: bool,
     /// Reason why the kernel does not verify them.
     pub verity_reason: Option<String>,
+    /// Time at which the files of all models are hashed next, in seconds since 1970; `null` until
+    /// the first packages were examined.
+    #[serde(default)]
+    pub next_validation_at: Option<u64>,
 }
 
 /// A rejected package.
@@ -366,7 +461,8 @@ pub struct Configuration {
 /// Answer of `GET /api/models/stats`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ModelStatsList {
-    /// All installed models, and models that were used and were removed in the last 30 days.
+    /// All installed models, and models that were used and were removed in the last 30 days, in the
+    /// order of the parameter `sort`.
     pub models: Vec<ModelStats>,
 }
 
@@ -405,12 +501,23 @@ pub struct ModelStats {
     /// Share of the past weeks in which the model was used, for each hour of the week from Monday
     /// 00:00 UTC. Later weeks have more weight. `null` for the first three weeks.
     pub use_by_hour: Option<Vec<f64>>,
+    /// Hours with at least one use; `null` before the first use.
+    pub hours_used: Option<HoursUsed>,
     /// Expected next use within a day.
     pub next_use: Option<NextUse>,
     /// Time of the first use, in seconds since 1970.
     pub first_used_at: Option<u64>,
     /// Time of the last use, in seconds since 1970.
     pub last_used_at: Option<u64>,
+}
+
+/// Numbers of hours in which a model was used.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct HoursUsed {
+    /// Hours of the last seven days.
+    pub last_7_days: usize,
+    /// Hours of the seven days before.
+    pub previous_7_days: usize,
 }
 
 /// Percentiles of a duration in milliseconds, exact to a factor of √2.

@@ -1,11 +1,14 @@
 //! Defines the wire types of ranking.
 //!
-//! The fields of `/rerank` are those of text-embeddings-inference:
-//! <https://huggingface.github.io/text-embeddings-inference/>.
+//! The fields of `/rerank` with `texts` are those of text-embeddings-inference:
+//! <https://huggingface.github.io/text-embeddings-inference/>. With `documents`, they are those that
+//! Cohere (<https://docs.cohere.com/reference/rerank>), Jina and vLLM have in common.
 
 use serde::{Deserialize, Serialize};
 
 use super::input;
+pub use super::input::Document;
+use super::truncate::Truncate;
 
 /// Body of `POST /v1/rank`.
 #[derive(Debug, Deserialize)]
@@ -61,23 +64,32 @@ pub struct RankedDocument {
     pub document: Option<String>,
 }
 
-/// Body of `POST /rerank`.
+/// Body of `POST /rerank`, `POST /v1/rerank` and `POST /v2/rerank`. Unknown fields are ignored.
 #[derive(Debug, Deserialize)]
 pub struct RerankRequest {
     /// Text of the query.
-    pub query: String,
-    /// Texts to rank.
-    #[serde(deserialize_with = "input::texts")]
-    pub texts: Vec<String>,
+    pub query: Document,
+    /// Texts to rank, in text-embeddings-inference's dialect.
+    #[serde(default, deserialize_with = "input::documents")]
+    pub texts: Option<Vec<String>>,
+    /// Texts to rank, in the dialect of Cohere, Jina and vLLM.
+    #[serde(default, deserialize_with = "input::documents")]
+    pub documents: Option<Vec<String>>,
+    /// Number of best documents in the answer to `documents`; all when absent.
+    #[serde(default)]
+    pub top_n: Option<usize>,
+    /// Whether the answer to `documents` contains the documents; without effect on `/rerank`.
+    #[serde(default)]
+    pub return_documents: Option<bool>,
     /// Whether scores are cosines. Otherwise they are mapped to 0 to 1.
     #[serde(default)]
     pub raw_scores: bool,
     /// Whether the answer contains the texts.
     #[serde(default)]
     pub return_text: bool,
-    /// `false` refuses texts that are too long.
+    /// `false` or `"NONE"` refuses texts that are too long. Otherwise one end is cut off.
     #[serde(default)]
-    pub truncate: Option<bool>,
+    pub truncate: Option<Truncate>,
     /// Name of the model; the default model when absent; not in TEI's API.
     #[serde(default)]
     pub model: Option<String>,
@@ -93,4 +105,76 @@ pub struct RerankedText {
     pub text: Option<String>,
     /// Score, higher is better.
     pub score: f32,
+}
+
+/// Answer to `documents`.
+#[derive(Debug, Serialize)]
+pub struct DocumentsResponse {
+    /// Id of the request.
+    pub id: String,
+    /// Id of the model that answered; `keyword` if no model could.
+    pub model: String,
+    /// Ranked documents, the best one first.
+    pub results: Vec<RelevantDocument>,
+    /// Token counts.
+    pub usage: super::Usage,
+    /// Counts in Cohere's terms.
+    pub meta: Meta,
+}
+
+/// A ranked document in the dialect of Cohere, Jina and vLLM.
+#[derive(Debug, Serialize)]
+pub struct RelevantDocument {
+    /// Index of the document in the request.
+    pub index: usize,
+    /// Score from 0 to 1, or the cosine if the request has `raw_scores`; higher is better.
+    pub relevance_score: f32,
+    /// The document, if it was requested.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub document: Option<DocumentText>,
+}
+
+/// A document in an answer.
+#[derive(Debug, Serialize)]
+pub struct DocumentText {
+    /// Text of the document.
+    pub text: String,
+}
+
+/// Facts about an answer in Cohere's terms. Nothing is billed.
+#[derive(Debug, Serialize)]
+pub struct Meta {
+    /// Version of Cohere's API that the answer follows.
+    pub api_version: ApiVersion,
+    /// Counts that Cohere bills.
+    pub billed_units: BilledUnits,
+}
+
+/// Version of Cohere's API.
+#[derive(Debug, Serialize)]
+pub struct ApiVersion {
+    /// The version, such as `2`.
+    pub version: &'static str,
+}
+
+/// Counts that Cohere bills.
+#[derive(Debug, Default, Serialize)]
+pub struct BilledUnits {
+    /// Searches of a request to rank documents: always 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub search_units: Option<usize>,
+    /// Tokens computed, special tokens included.
+    pub input_tokens: usize,
+}
+
+/// Body of every failure in this dialect. It has the message where the clients of Cohere
+/// (`message`), of Jina (`detail`) and of vLLM (`error`) look for it.
+#[derive(Debug, Serialize)]
+pub struct RerankFailure {
+    /// Message for people.
+    pub message: String,
+    /// Same value as `message`.
+    pub detail: String,
+    /// The error in OpenAI's format.
+    pub error: super::ErrorBody,
 }

@@ -1,12 +1,12 @@
-//! `caxton bench`: measures the speed of a model on this machine, without a daemon.
+//! `caxton bench`: measures the speed of a model on this machine without a daemon, or the speed of
+//! the running daemon.
 //!
-//! This module chooses the model and the texts, and prints the report. The measurements are in
-//! [`measure`].
+//! This module chooses the model and the texts, and prints the report. The measurements in this
+//! process are in [`measure`], and those of the daemon in [`load`].
 
-mod measure;
+mod load;
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -17,20 +17,21 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde::Serialize;
 
+use super::compare::Agreement;
+use super::compare::metrics::UnitVectors;
+use super::local_model::{LocalModel, MeasuredLoad};
+use super::measure::{self, MeasureLength, Throughput};
 use super::output::OutputFile;
 use super::owner::Owner;
-use super::store_access::open_store;
-use super::temp_store::{PackageFile, TempStore};
-use super::{Connection, NotInstalled, print_json, print_table};
+use super::text_file::{read_few_texts, read_texts};
+use super::{Connection, print_json, print_table, terminal};
 use crate::base::exit::Exit;
 use crate::base::units::Bytes;
 use crate::config::Settings;
 use crate::engine::{EngineError, EngineOptions, LoadedModel, Precision};
 use crate::files::FileError;
-use crate::models::ingest::install::{InstallError, Installation};
-use crate::models::residency::load;
-use crate::package::{BoxError, EntryKey, Store};
-use measure::{MeasureLength, Throughput};
+use crate::models::residency::load::{embed_plain, options};
+use load::DaemonLoad;
 
 /// Name of the tensor of `--output`, as in the golden files of the tests.
 const TENSOR: &str = "embedding";
@@ -41,12 +42,28 @@ const LATENCY_TIME: Duration = Duration::from_secs(2);
 /// Model and texts of the measurement, and its options.
 #[derive(Debug, Args)]
 pub(super) struct Bench {
-    /// Package file, or id of an installed model. An id needs a store that no daemon uses.
-    #[arg(long, value_name = "PACKAGE|ID")]
-    model: PathBuf,
+    /// Package file, or id of an installed model. An id needs a store that no daemon uses. With
+    /// --daemon, a name of a model, and the default model if it is omitted.
+    #[arg(long, value_name = "PACKAGE|ID", required_unless_present = "daemon")]
+    model: Option<PathBuf>,
+    /// Second model, which is measured in the same way. Then the vectors of both are compared. The
+    /// file may have at most 5,000 texts of 64 KiB.
+    #[arg(long, value_name = "PACKAGE|ID", conflicts_with_all = ["output", "rounds", "daemon"])]
+    against: Option<PathBuf>,
     /// File of texts, with one JSON string in each line.
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
+    /// Measure the running daemon in place of a model in this process: several connections send
+    /// requests at once, and each waits for its answer. The report has the requests per second and
+    /// the latency.
+    #[arg(long, conflicts_with_all = ["precision", "threads", "batch_tokens", "rounds", "output"])]
+    daemon: bool,
+    /// Connections to the daemon.
+    #[arg(long, value_name = "N", default_value_t = 8, requires = "daemon", value_parser = RangedU64ValueParser::<usize>::new().range(1..=256))]
+    connections: usize,
+    /// Texts of each request to the daemon.
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "daemon", value_parser = RangedU64ValueParser::<usize>::new().range(1..=2048))]
+    texts_per_request: usize,
     /// Precision of the computation [default: embedding.precision of the configuration].
     #[arg(long, value_parser = precisions())]
     precision: Option<Precision>,
@@ -56,7 +73,8 @@ pub(super) struct Bench {
     /// Tokens of one pass [default: embedding.batch_tokens of the configuration].
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     batch_tokens: Option<usize>,
-    /// Time for rounds over all texts. The last round is finished, and there is at least one.
+    /// Time for rounds over all texts. The last round is finished, and there is at least one. With
+    /// --daemon, the time in which requests are sent.
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     seconds: u64,
     /// Number of rounds over all texts, without the other measurements, for emulators and
@@ -86,27 +104,6 @@ fn precisions() -> impl TypedValueParser<Value = Precision> {
     PossibleValuesParser::new(values).try_map(|name| name.parse::<Precision>())
 }
 
-/// Reason why the texts cannot be embedded.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum InputError {
-    /// A line is not a JSON string.
-    #[error(
-        "line {line} of {} is not a JSON string; write one JSON string on each line",
-        path.display()
-    )]
-    Line {
-        /// The file.
-        path: PathBuf,
-        /// Line number from 1.
-        line: usize,
-        /// Error of the JSON parser.
-        source: BoxError,
-    },
-    /// The file holds no text.
-    #[error("{} contains no texts; write one JSON string on each line", .0.display())]
-    Empty(PathBuf),
-}
-
 /// Output of `--json`.
 #[derive(Debug, Serialize)]
 struct BenchReport {
@@ -120,8 +117,12 @@ struct BenchReport {
     /// Time from the first instruction of `main` to the vector of the first text. The kernel
     /// reports the start of a process in hundredths of a second, which is too coarse.
     first_vector_ms: f64,
-    /// Peak of the whole process: VmHWM.
-    peak_rss_bytes: u64,
+    /// Peak of the whole process: VmHWM. `None` for the second of two models, because the peak
+    /// may be that of the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peak_rss_bytes: Option<u64>,
+    /// Memory of the weights, without the word embeddings, which are read in place.
+    weight_bytes: u64,
     precision: &'static str,
     isa: &'static str,
     /// Rate of the operations in matrix products, divided by the rate that the processors reach
@@ -154,24 +155,112 @@ fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
+/// Measurement of one model.
+struct Measured {
+    name: String,
+    embedding_space: String,
+    report: BenchReport,
+    throughput: Throughput,
+    dimensions: usize,
+}
+
+/// Output of `--against --json`.
+#[derive(Debug, Serialize)]
+struct AgainstReport<'a> {
+    model: &'a BenchReport,
+    against: &'a BenchReport,
+    agreement: &'a Agreement,
+}
+
 impl Bench {
     /// Runs the benchmark. `started` is the time at which the program started.
-    pub(super) fn run(self, connection: &Connection, started: Instant) -> anyhow::Result<Exit> {
-        let texts = read_texts(&self.input)?;
+    pub(super) async fn run(
+        self,
+        connection: &Connection,
+        started: Instant,
+    ) -> anyhow::Result<Exit> {
+        let texts = match self.against {
+            Some(_) => read_few_texts(&self.input)?,
+            None => read_texts(&self.input)?,
+        };
+        if self.daemon {
+            let load = DaemonLoad {
+                model: self.model.map(|model| model.to_string_lossy().into_owned()),
+                connections: self.connections,
+                texts_per_request: self.texts_per_request,
+                time: Duration::from_secs(self.seconds),
+            };
+            let report = load.run(connection, &texts).await?;
+            if self.json {
+                print_json(&report)?;
+            } else {
+                report.print()?;
+            }
+            return Ok(Exit::Ok);
+        }
+        // The parser requires a model without a daemon.
+        let model = self.model.as_deref().unwrap_or(Path::new(""));
         let settings = connection.settings()?;
-        let defaults = load::options(&settings);
+        self.check_output(model, &settings)?;
+        let names = Vec::from_iter([Some(model), self.against.as_deref()].into_iter().flatten());
+        let mut models = LocalModel::open_all(&names, &settings, false)?.into_iter();
+        let first = models.next().context("the model was not opened")?;
+        let measured = self.measure(&first, &settings, &texts, started)?;
+        if let Some(second) = models.next() {
+            let mut against = self.measure(&second, &settings, &texts, Instant::now())?;
+            against.report.peak_rss_bytes = None;
+            self.print_both(measured, against)?;
+            return Ok(Exit::Ok);
+        }
+        if let Some(path) = &self.output {
+            write_vectors(path, &measured.throughput, texts.len())?;
+        }
+        if self.json {
+            print_json(&measured.report)?;
+        } else {
+            print_reports(&["MEASURE", "VALUE"], &[&measured.report])?;
+        }
+        Ok(Exit::Ok)
+    }
+
+    /// Checks that the file of `--output` can be written after the model was read.
+    fn check_output(&self, model: &Path, settings: &Settings) -> anyhow::Result<()> {
+        let is_id = !model.is_file() && !model.is_dir();
+        if is_id && self.output.is_some() && Owner::of_store(settings)?.is_some() {
+            bail!(
+                "root changes to the owner of the store to read {}, and that user cannot write the \
+                 file of --output; name a package file with --model, or omit --output",
+                model.display()
+            );
+        }
+        Ok(())
+    }
+
+    /// Loads and measures one model. `started` is the time from which the first vector is counted.
+    fn measure(
+        &self,
+        local: &LocalModel,
+        settings: &Settings,
+        texts: &[String],
+        started: Instant,
+    ) -> anyhow::Result<Measured> {
+        let defaults = options(settings);
         let options = EngineOptions {
             threads: self.threads.unwrap_or(defaults.threads),
             batch_tokens: self.batch_tokens.unwrap_or(defaults.batch_tokens),
             precision: self.precision.unwrap_or(defaults.precision),
         };
-        let (model, load_time, first_vector) = self.load(&settings, options, &texts[0], started)?;
+        let (loaded, first_vector) = local.load(options, |model| {
+            embed_plain(model, &texts[0])?;
+            Ok(started.elapsed())
+        })?;
+        let MeasuredLoad { manifest, model, time: load_time } = loaded;
         let seconds = Duration::from_secs(self.seconds);
         let length = self.rounds.map_or(MeasureLength::Time(seconds), MeasureLength::Rounds);
-        let throughput = measure::throughput(&model, &texts, options.batch_tokens, length)?;
+        let throughput = measure::throughput(&model, "", texts, options.batch_tokens, length)?;
         let single = match length {
             MeasureLength::Time(time) => {
-                Some(SingleTextTimes::measure(&model, &texts, time.min(LATENCY_TIME))?)
+                Some(SingleTextTimes::measure(&model, texts, time.min(LATENCY_TIME))?)
             }
             MeasureLength::Rounds(_) => None,
         };
@@ -190,118 +279,82 @@ impl Bench {
             single,
             load_ms: milliseconds(load_time),
             first_vector_ms: milliseconds(first_vector),
-            peak_rss_bytes,
+            peak_rss_bytes: Some(peak_rss_bytes),
+            weight_bytes: model.embedder.weight_bytes(),
             precision: engine.precision.name(),
             isa: engine.isa,
             matrix_peak_fraction: peak
                 .map(|peak| throughput.per_second(throughput.operations) / peak),
         };
-        if let Some(path) = &self.output {
-            write_vectors(path, &throughput, texts.len())?;
-        }
-        if self.json {
-            print_json(&report)?
-        } else {
-            report.print()?
-        }
-        Ok(Exit::Ok)
+        Ok(Measured {
+            name: local.name().to_owned(),
+            embedding_space: manifest.embedding_space(),
+            report,
+            throughput,
+            dimensions: model.embedder.dimensions(),
+        })
     }
 
-    /// Loads the model. Returns it, the time of the load, and the time from `started` to the vector
-    /// of `text`.
-    fn load(
-        &self,
-        settings: &Settings,
-        options: EngineOptions,
-        text: &str,
-        started: Instant,
-    ) -> anyhow::Result<(LoadedModel, Duration, Duration)> {
-        // These two keep the store alive while it is read.
-        let scratch;
-        let installed;
-        let (store, key): (&Store, EntryKey) = if self.model.is_dir() {
-            bail!(
-                "{} is a directory; make a package of it with `caxton model pack --source`",
-                self.model.display()
-            );
-        } else if self.model.is_file() {
-            scratch = TempStore::create(settings)?;
-            let Installation { entry, .. } = scratch.verify(PackageFile::open(&self.model)?)?;
-            (&scratch.store, entry.key)
-        } else {
-            let id = self.model.to_string_lossy();
-            if self.output.is_some() && Owner::of_store(settings)?.is_some() {
-                bail!(
-                    "root changes to the owner of the store to read {id}, and that user cannot write the file of \
-                     --output; name a package file with --model, or omit --output"
-                );
-            }
-            (installed, _) = open_store(settings)
-                .with_context(|| format!("{id} is not a file, and the store cannot be used"))?;
-            let entries = installed.entries();
-            let entry = entries.resolve(&id).ok_or_else(|| NotInstalled(id.to_string()))?;
-            (&installed, entry.key.clone())
-        };
-        let begun = Instant::now();
-        let read = |options| load::load_from::<InstallError>(store, &key, options);
-        let (manifest, model) = read(options)
-            .or_else(|error| read(error.retry_options(&key, options).ok_or(error)?))?;
-        let load_time = begun.elapsed();
-        load::embed_plain(&model, text)?;
-        let first_vector = started.elapsed();
-        load::self_test(&manifest, &model).map_err(InstallError::from)?;
-        Ok((model, load_time, first_vector))
+    /// Prints the figures of two models, and the agreement of their vectors.
+    fn print_both(&self, first: Measured, second: Measured) -> anyhow::Result<()> {
+        let same_space = first.embedding_space == second.embedding_space;
+        let a = UnitVectors::new(first.throughput.vectors, first.dimensions);
+        let b = UnitVectors::new(second.throughput.vectors, second.dimensions);
+        let agreement = Agreement::new(same_space, &a, &b);
+        if self.json {
+            return print_json(&AgainstReport {
+                model: &first.report,
+                against: &second.report,
+                agreement: &agreement,
+            });
+        }
+        let headings = ["MEASURE", &first.name, &second.name];
+        print_reports(&headings, &[&first.report, &second.report])?;
+        writeln!(terminal::out())?;
+        agreement.print()
     }
 }
 
 impl BenchReport {
-    fn print(&self) -> io::Result<()> {
+    /// Returns the name and the value of each measure; no value if it was not taken.
+    fn rows(&self) -> Vec<(&'static str, Option<String>)> {
         let milliseconds = |value: f64| format!("{value:.2} ms");
-        let mut rows = vec![
-            ("texts per second", format!("{:.1}", self.texts_per_second)),
-            ("tokens per second", format!("{:.0}", self.tokens_per_second)),
-        ];
-        if let Some(single) = &self.single {
-            rows.extend([
-                ("one text, p50", milliseconds(single.p50_ms)),
-                ("one text, p95", milliseconds(single.p95_ms)),
-                ("one text, p99", milliseconds(single.p99_ms)),
-            ]);
-        }
-        rows.extend([
-            ("load time", milliseconds(self.load_ms)),
-            ("start to first vector", milliseconds(self.first_vector_ms)),
-            ("peak memory (RSS)", Bytes(self.peak_rss_bytes).to_string()),
-            ("precision", self.precision.to_owned()),
-            ("instruction set", self.isa.to_owned()),
-        ]);
-        if let Some(fraction) = self.matrix_peak_fraction {
-            rows.push(("share of processor peak", format!("{:.1} %", fraction * 100.0)));
-        }
-        let rows =
-            Vec::from_iter(rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]));
-        print_table(&["MEASURE", "VALUE"], &rows)
+        let single = self.single.as_ref();
+        let share = self.matrix_peak_fraction;
+        vec![
+            ("texts per second", Some(format!("{:.1}", self.texts_per_second))),
+            ("tokens per second", Some(format!("{:.0}", self.tokens_per_second))),
+            ("one text, p50", single.map(|single| milliseconds(single.p50_ms))),
+            ("one text, p95", single.map(|single| milliseconds(single.p95_ms))),
+            ("one text, p99", single.map(|single| milliseconds(single.p99_ms))),
+            ("load time", Some(milliseconds(self.load_ms))),
+            ("start to first vector", Some(milliseconds(self.first_vector_ms))),
+            ("peak memory (RSS)", self.peak_rss_bytes.map(|bytes| Bytes(bytes).to_string())),
+            ("memory of the weights", Some(Bytes(self.weight_bytes).to_string())),
+            ("precision", Some(self.precision.to_owned())),
+            ("instruction set", Some(self.isa.to_owned())),
+            ("share of processor peak", share.map(|share| format!("{:.1} %", share * 100.0))),
+        ]
     }
 }
 
-/// Reads the texts of `path` in order; there is at least one.
-fn read_texts(path: &Path) -> anyhow::Result<Vec<String>> {
-    // Not only regular files are accepted, so that the texts may come from a pipe.
-    let file = File::open(path).map_err(FileError::new("open", path))?;
-    let mut texts = Vec::new();
-    for (line, text) in (1..).zip(BufReader::new(file).split(b'\n')) {
-        let text = text.map_err(FileError::new("read", path))?;
-        let text: Result<String, _> = serde_json::from_slice(&text);
-        texts.push(text.map_err(|source| InputError::Line {
-            path: path.to_owned(),
-            line,
-            source: source.into(),
-        })?);
+/// Prints reports side by side. A measure that was taken for none of them is left out.
+fn print_reports(headings: &[&str], reports: &[&BenchReport]) -> anyhow::Result<()> {
+    let mut rows: Vec<(&str, Vec<Option<String>>)> = Vec::new();
+    for report in reports {
+        for (index, (name, value)) in report.rows().into_iter().enumerate() {
+            match rows.get_mut(index) {
+                Some((_, values)) => values.push(value),
+                None => rows.push((name, vec![value])),
+            }
+        }
     }
-    if texts.is_empty() {
-        return Err(InputError::Empty(path.to_owned()).into());
-    }
-    Ok(texts)
+    rows.retain(|(_, values)| values.iter().any(Option::is_some));
+    let rows = rows.into_iter().map(|(name, values)| {
+        let cells = values.into_iter().map(|value| value.unwrap_or_else(|| "-".to_owned()));
+        Vec::from_iter(std::iter::once(name.to_owned()).chain(cells))
+    });
+    Ok(print_table(headings, &Vec::from_iter(rows))?)
 }
 
 fn write_vectors(path: &Path, throughput: &Throughput, texts: usize) -> anyhow::Result<()> {

@@ -15,7 +15,7 @@ use crate::base::units::Bytes;
 use crate::package::{InstallStatus, StoreContents, StoreEntry};
 
 /// Reason for skipping the checks of directories.
-const OTHER_SOCKET: &str = "the socket is not socket.path of this configuration; name the \
+pub(super) const OTHER_SOCKET: &str = "the socket is not socket.path of this configuration; name the \
                             configuration of the daemon with --config";
 
 /// Repair of a directory of the store that cannot be used.
@@ -61,6 +61,13 @@ pub(super) fn models(status: Option<&wire::DaemonStatus>) -> Check {
         };
         let name = quote(format!("{id}@{version}"));
         let action = match first.status.as_str() {
+            // A bundled model cannot be removed.
+            "corrupt" if first.origin == "bundled" => {
+                "the daemon installs it again from packages.bundled_directory; if that fails: \
+                 journalctl -u caxton -e, then repair the file there, or install the software \
+                 package that contains it again"
+                    .to_owned()
+            }
             "corrupt" => {
                 format!("sudo caxton model remove {name}; then install its package again")
             }
@@ -245,8 +252,11 @@ pub(super) fn disk(
             format!("free space on the disk of {path}: nothing can be installed or recorded");
         return Check::fail(NAME, format!("{path} is full"), action);
     }
-    let sizes = || packages.unwrap_or_default().iter().map(|package| package.size_bytes);
-    let (stored, largest) = (sizes().fold(0, u64::saturating_add), sizes().max().unwrap_or(0));
+    let packages = || packages.unwrap_or_default().iter();
+    let largest = packages().map(|package| package.size_bytes).max().unwrap_or(0);
+    // The limit of the store does not count bundled packages.
+    let counted = packages().filter(|package| package.origin != "bundled");
+    let stored = counted.map(|package| package.size_bytes).fold(0, u64::saturating_add);
     let grows = Bytes(max_size.0.saturating_sub(stored));
     let action =
         format!("free space on the disk of {path}, or lower memory.model_cache.max_size_gb");
@@ -284,6 +294,11 @@ mod tests {
         status.packages[0].status = "corrupt".to_owned();
         let check = judge(&status);
         assert(&check, Fail, "a@1: its files are damaged (and 1 more)", Some("remove a@1"));
+        // `model remove` refuses to remove a bundled model.
+        status.packages[0].origin = "bundled".to_owned();
+        let check = judge(&status);
+        assert(&check, Fail, "a@1: its files are damaged", Some("packages.bundled_directory"));
+        assert!(!check.action.unwrap().contains("remove"));
     }
 
     #[test]
@@ -418,6 +433,10 @@ mod tests {
         for (found, verdict, word, action) in cases {
             assert(&disk(Some(&found), Bytes(100), Some(&packages)), verdict, word, action);
         }
+        let mut bundled = answers(&[("a", "absent", 30), ("b", "absent", 10)]).status.packages;
+        bundled[0].origin = "bundled".to_owned();
+        let check = disk(Some(&found(90, false)), Bytes(100), Some(&bundled));
+        assert(&check, Pass, "may grow by 90 B", None);
         assert(&disk(None, Bytes(100), None), Skipped, "--config", None);
         let check = disk(Some(&found(99, false)), Bytes(100), None);
         assert(&check, Warn, "grow by 100 B", Some("free"));

@@ -8,13 +8,13 @@ use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::body::Body;
 use axum::http::Request;
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgrouplist, getgroups};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::super::Connection;
 use super::super::client::{Client, ClientError};
@@ -23,11 +23,13 @@ use super::super::shell::quote;
 use crate::api::wire::DaemonStatus;
 use crate::api::wire::memory::MemoryStatus;
 use crate::base::errors::chain;
-use crate::config::{self, ConfigError, ConfigSource, LoadedConfig, Settings};
+use crate::config::{self, ConfigError, ConfigSource, KeyValue, LoadedConfig, Settings};
 use crate::package::{Store, StoreContents};
 
 /// Longest time for one answer of the daemon, which does not compute anything for these requests.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest time for a vector. The daemon may load the default model before.
+const EMBEDDING_PATIENCE: Duration = Duration::from_secs(30);
 /// Directories of system units, in order of precedence: systemd.unit(5).
 const UNIT_DIRECTORIES: [&str; 5] = [
     "etc/systemd/system",
@@ -46,6 +48,9 @@ pub(super) struct Facts {
     pub(super) config: Result<LoadedConfig, ConfigError>,
     /// Settings from the files, or the defaults when the files are wrong.
     pub(super) settings: Settings,
+    /// Every key with its origin; `None` when the files are wrong, or when the caller named a
+    /// socket that is not of this configuration.
+    pub(super) values: Option<Vec<KeyValue>>,
     /// Command that starts the daemon here.
     pub(super) start: String,
     /// State of the units; `None` when systemd does not run.
@@ -145,6 +150,19 @@ pub(super) struct DaemonAnswers {
     pub(super) unready: Option<String>,
     /// Sandbox in the status, as raw JSON: a daemon of another version may not report it.
     pub(super) sandbox: Option<Value>,
+    /// Vector of a text by the default model, or the reason why there is none.
+    pub(super) embedding: Result<EmbeddingAnswer, String>,
+}
+
+/// Vector of a text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct EmbeddingAnswer {
+    /// Model that computed it.
+    pub(super) model: String,
+    /// Length of the vector.
+    pub(super) dimensions: usize,
+    /// Time from the request to the answer.
+    pub(super) time: Duration,
 }
 
 /// A process.
@@ -213,11 +231,15 @@ pub(super) struct Inotify {
 impl Facts {
     /// Gathers all facts except the store. System files are read below `root`; paths of the
     /// configuration are used as they are. Takes a few milliseconds, and the time of the daemon's
-    /// answers: at most fifteen seconds.
+    /// answers: at most 45 seconds.
     pub(super) async fn gather(root: &Path, connection: &Connection) -> Self {
-        let config = match &connection.config {
-            Some(file) => config::load(&ConfigSource::File(file.clone())),
-            None => config::load(&ConfigSource::Layers { root: root.to_owned() }),
+        let explained = match &connection.config {
+            Some(file) => config::explain(&ConfigSource::File(file.clone())),
+            None => config::explain(&ConfigSource::Layers { root: root.to_owned() }),
+        };
+        let (config, values) = match explained {
+            Ok(explained) => (Ok(explained.loaded), Some(explained.values)),
+            Err(error) => (Err(error), None),
         };
         let settings =
             config.as_ref().map_or_else(|_| Settings::default(), |it| it.settings.clone());
@@ -243,6 +265,7 @@ impl Facts {
                 .then(|| DropDirectory::of(settings.packages.drop_directory.clone())),
             disk: is_configured.then(|| Disk::of(&settings.memory.model_cache.directory)),
             store: None,
+            values: values.filter(|_| is_configured),
             pressure: PressureFile::read(&root.join("proc/pressure/memory")),
             journal: Journal {
                 runs: root.join("run/systemd/journal/socket").exists(),
@@ -358,11 +381,45 @@ async fn query_daemon(socket: &Path) -> Result<DaemonAnswers, NoAnswer> {
         Err(NoAnswer::Broken(why)) => Some(why),
         Err(silence) => return Err(silence),
     };
-    Ok(DaemonAnswers { status, memory, unready, sandbox })
+    let embedding = query_embedding(socket).await;
+    Ok(DaemonAnswers { status, memory, unready, sandbox, embedding })
+}
+
+/// Asks for the vector of a text. The answer is raw JSON: a daemon of another version may have
+/// other fields. Uses a connection of its own, because the daemon may close one after an error.
+async fn query_embedding(socket: &Path) -> Result<EmbeddingAnswer, String> {
+    let text = |silence| match silence {
+        NoAnswer::Broken(why) => why,
+        NoAnswer::Absent => "no daemon listens on the socket".to_owned(),
+        NoAnswer::Denied => "this user may not connect".to_owned(),
+    };
+    let mut client = in_time(Client::connect(socket)).await.map_err(text)?;
+    let request = json!({ "input": ["caxton doctor"], "encoding_format": "float" });
+    let begun = Instant::now();
+    let answer = within(EMBEDDING_PATIENCE, client.post("/v1/embeddings", &request));
+    let answer: Value = answer.await.map_err(text)?;
+    let time = begun.elapsed();
+    let numbers = answer["data"][0]["embedding"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let numbers: Option<Vec<f64>> = numbers.iter().map(Value::as_f64).collect();
+    match numbers {
+        Some(numbers) if numbers.iter().any(|number| *number != 0.0) => Ok(EmbeddingAnswer {
+            model: answer["model"].as_str().unwrap_or_default().to_owned(),
+            dimensions: numbers.len(),
+            time,
+        }),
+        _ => Err("the answer has no vector, or one of zeros".to_owned()),
+    }
 }
 
 async fn in_time<T>(answer: impl Future<Output = Result<T, ClientError>>) -> Result<T, NoAnswer> {
-    match tokio::time::timeout(PATIENCE, answer).await {
+    within(PATIENCE, answer).await
+}
+
+async fn within<T>(
+    limit: Duration,
+    answer: impl Future<Output = Result<T, ClientError>>,
+) -> Result<T, NoAnswer> {
+    match tokio::time::timeout(limit, answer).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(ClientError::Unreachable { source, path })) => Err(match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => NoAnswer::Absent,
@@ -372,7 +429,7 @@ async fn in_time<T>(answer: impl Future<Output = Result<T, ClientError>>) -> Res
         Ok(Err(error)) => Err(NoAnswer::Broken(chain(&error))),
         Err(_elapsed) => Err(NoAnswer::Broken(format!(
             "the daemon does not answer within {} s",
-            PATIENCE.as_secs()
+            limit.as_secs()
         ))),
     }
 }

@@ -1,8 +1,10 @@
 //! Helpers of the tests of the checks: answers of a daemon, and the comparison.
 
+use std::time::Duration;
+
 use serde_json::json;
 
-use super::facts::DaemonAnswers;
+use super::facts::{DaemonAnswers, EmbeddingAnswer};
 use super::{Check, Verdict};
 
 /// Asserts that `check` has this verdict, and contains `found` and the expected repair, if any.
@@ -53,5 +55,10 @@ pub(super) fn answers(models: &[(&str, &str, u64)]) -> DaemonAnswers {
         memory: serde_json::from_value(memory).unwrap(),
         unready: None,
         sandbox: None,
+        embedding: Ok(EmbeddingAnswer {
+            model: models.first().map_or("", |model| model.0).to_owned(),
+            dimensions: 3,
+            time: Duration::from_micros(2500),
+        }),
     }
 }

@@ -1,16 +1,20 @@
 //! `caxton doctor`: reports faults of the installation, and how to repair them.
 //!
 //! This module defines the order of the checks, their output and the exit code. Facts are gathered
-//! in [`facts`] and judged in [`access`], [`contents`] and [`machine`], which are pure. The doctor
-//! only reads: it does not change anything or start programs, and needs neither a daemon nor
-//! systemd nor root. Checks without access to their facts are skipped with the reason.
+//! in [`facts`] and judged in [`access`], [`contents`], [`names`], [`intake`], [`health`] and
+//! [`machine`], which are pure. The doctor changes no file and starts no program, and needs neither a daemon nor
+//! systemd nor root. It asks a running daemon for one vector, for which the daemon may load the
+//! default model. Checks without access to their facts are skipped with the reason.
 
 mod access;
 mod contents;
 mod facts;
 #[cfg(test)]
 mod fixture;
+mod health;
+mod intake;
 mod machine;
+mod names;
 
 use std::io::Write;
 use std::path::Path;
@@ -26,6 +30,9 @@ use crate::models::residency::load::options;
 use facts::Facts;
 
 /// Find the problems of this machine, and show how to repair them.
+///
+/// No file is changed. A running daemon is asked for the vector of one text, and may load the
+/// default model for this.
 #[derive(Debug, Args)]
 pub(super) struct Doctor {
     /// Print the results in JSON.
@@ -125,6 +132,7 @@ fn judge(facts: &Facts) -> Vec<Check> {
     let answers = facts.answers.as_ref().ok();
     let status = answers.map(|answers| &answers.status);
     let settings = &facts.settings;
+    let configured = facts.values.as_deref().map(|values| (settings, values));
     let cache = &settings.memory.model_cache;
     let precision = options(settings).precision;
     let arithmetic = [false, true].map(|integers| engine::choose_arithmetic(precision, integers));
@@ -135,10 +143,16 @@ fn judge(facts: &Facts) -> Vec<Check> {
         access::group(&facts.socket, facts.group.as_ref(), &facts.caller),
         access::daemon(&facts.answers, &facts.start),
         contents::condition(status),
+        health::embedding(answers),
         contents::models(status),
+        names::names(status, configured),
+        names::fallbacks(status, configured),
+        health::integrity(status, cache.validation_interval, facts.clock),
         contents::store(facts.store.as_ref(), &facts.caller),
         contents::signatures(status),
         contents::quarantine(status, &settings.packages.drop_directory),
+        intake::incoming(status),
+        intake::directories(status),
         contents::drop_directory(facts.drop_directory.as_ref(), facts.process.as_ref()),
         contents::disk(
             facts.disk.as_ref(),

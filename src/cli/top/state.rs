@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::super::events::describe;
+use super::super::intake;
 use super::super::memory::nearest_limit;
 use super::keys::KeyAction;
 use crate::api::wire::events::Event;
@@ -253,6 +254,11 @@ impl TopState {
     /// Returns the last events as text, the latest first.
     pub(super) fn messages(&self) -> impl Iterator<Item = (Option<u64>, String)> {
         self.events.iter().rev().map(|event| (event.at, describe(event)))
+    }
+
+    /// Returns the packages on their way as text, those that need an operator first.
+    pub(super) fn packages(&self) -> Vec<String> {
+        self.look.as_ref().map_or_else(Vec::new, |look| intake::lines(&look.status))
     }
 
     /// Returns the longest queue: its waiting requests, its limit, and its model.

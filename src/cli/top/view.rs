@@ -22,6 +22,8 @@ use crate::base::units::Bytes;
 
 /// Lines above the table of models.
 const HEAD: u16 = 6;
+/// Packages on their way that are shown, if there is space.
+const PACKAGES: usize = 3;
 /// Lines of events, with their heading, if there is space.
 const EVENTS: u16 = 7;
 /// Lines from which on events are shown.
@@ -61,7 +63,7 @@ impl TerminalStyle {
 /// Returns the number of lines that show everything, for output that is not limited by a screen.
 pub(super) fn height(state: &TopState) -> u16 {
     let rows = u16::try_from(state.rows.len()).unwrap_or(u16::MAX / 2);
-    HEAD.saturating_add(rows).saturating_add(2 + EVENTS)
+    HEAD.saturating_add(rows).saturating_add(2 + EVENTS).saturating_add(packages_height(state))
 }
 
 /// Draws all of `area`.
@@ -83,10 +85,17 @@ fn draw_all(state: &TopState, paint: TerminalStyle, area: Rect, buffer: &mut Buf
         return help().render(body, buffer);
     }
     let events = if area.height >= ROOMY { EVENTS } else { 0 };
-    let parts = [Constraint::Length(HEAD), Constraint::Min(0), Constraint::Length(events)];
-    let [head, models, events] = Layout::vertical(parts).areas(body);
+    let packages = if area.height >= ROOMY { packages_height(state) } else { 0 };
+    let parts = [
+        Constraint::Length(HEAD),
+        Constraint::Min(0),
+        Constraint::Length(packages),
+        Constraint::Length(events),
+    ];
+    let [head, models, packages, events] = Layout::vertical(parts).areas(body);
     Paragraph::new(header(state, paint, area.width)).render(head, buffer);
     table(state, paint, models, buffer);
+    Paragraph::new(package_lines(state)).render(packages, buffer);
     Paragraph::new(message_lines(state, events.height)).render(events, buffer);
 }
 
@@ -103,6 +112,24 @@ pub(super) fn lines(buffer: &Buffer) -> Vec<String> {
     while lines.last().is_some_and(String::is_empty) {
         lines.pop();
     }
+    lines
+}
+
+/// Returns the lines of the packages on their way, with a heading and an empty line; 0 if there are
+/// none.
+fn packages_height(state: &TopState) -> u16 {
+    u16::try_from(package_lines(state).len()).unwrap_or(0)
+}
+
+fn package_lines(state: &TopState) -> Vec<Line<'static>> {
+    let packages = state.packages();
+    if packages.is_empty() {
+        return Vec::new();
+    }
+    let bold = Style::new().add_modifier(Modifier::BOLD);
+    let mut lines = vec![Line::styled("PACKAGES ON THEIR WAY", bold)];
+    lines.extend(packages.into_iter().take(PACKAGES).map(Line::from));
+    lines.push(Line::default());
     lines
 }
 
@@ -327,6 +354,7 @@ mod tests {
     use super::super::keys::KeyAction;
     use super::super::state::{Snapshot, TopCommand};
     use super::*;
+    use crate::api::wire::intake::IncomingPackage;
 
     const PLAIN: TerminalStyle = TerminalStyle { colour: false, unicode: false };
     const COLOURED: TerminalStyle = TerminalStyle { colour: true, unicode: true };
@@ -458,6 +486,32 @@ arrows select  l load  u unload  p pin  ? help  q quit";
             buffer.content.iter().all(|cell| cell.fg == Color::Reset && cell.bg == Color::Reset)
         );
         assert!(expected.is_ascii());
+    }
+
+    #[test]
+    fn packages_on_their_way_are_shown_above_events() {
+        let mut state = state();
+        let mut later = look(Instant::now(), 2000);
+        later.events.clear();
+        later.status.intake = ["a", "b", "c", "d"]
+            .map(|file| IncomingPackage {
+                file: file.to_owned(),
+                directory: "/drop".to_owned(),
+                state: "reading".to_owned(),
+                ..IncomingPackage::default()
+            })
+            .into();
+        state.update(later);
+        let shown = text(&state, PLAIN, 80, 24);
+        let expected = "\
+PACKAGES ON THEIR WAY
+a: reading, in /drop
+b: reading, in /drop
+c: reading, in /drop
+
+EVENTS";
+        assert!(shown.contains(expected), "{shown}");
+        assert!(!text(&state, PLAIN, 80, ROOMY - 1).contains("PACKAGES"));
     }
 
     #[test]

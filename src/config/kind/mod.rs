@@ -23,6 +23,8 @@ pub(super) enum ValueKind {
     NoDownload,
     /// One of these words.
     OneOf(&'static [&'static str]),
+    /// One of these numbers.
+    OneNumberOf(&'static [u64]),
     /// A whole number.
     Count(u64, u64),
     /// A size with its unit.
@@ -33,6 +35,8 @@ pub(super) enum ValueKind {
     Gigabytes,
     /// A duration with its unit.
     Time(Duration, Duration),
+    /// `default`, `never`, or a duration with its unit: [`super::IdleTime`].
+    IdleTime(Duration, Duration),
     /// Permission bits.
     Mode,
     /// An absolute path.
@@ -59,6 +63,11 @@ pub(super) enum ValueKind {
 /// Largest `max_size_gb`: a petabyte. Its number of bytes fits into 64 bits.
 const MOST_GIGABYTES: f64 = 1e6;
 
+/// Words for [`super::IdleTime`] that are not durations.
+pub(super) const IDLE_WORDS: [&str; 2] = ["default", "never"];
+/// Name of the duration of [`super::IdleTime`] in the settings.
+pub(super) const IDLE_AFTER: &str = "after";
+
 /// Length of `sun_path`, 108 bytes, without the final zero: unix(7).
 const LONGEST_SOCKET_PATH: usize = 107;
 
@@ -77,6 +86,10 @@ impl ValueKind {
             (Self::OneOf(words), Value::Text(text)) => {
                 words.contains(&text.as_str()).then(|| Checked::from(text.as_str()))
             }
+            (Self::OneNumberOf(numbers), Value::Integer(number)) => {
+                let number = u64::try_from(*number).ok()?;
+                numbers.contains(&number).then(|| Checked::from(number))
+            }
             (Self::Count(least, most), Value::Integer(count)) => {
                 let count = u64::try_from(*count).ok()?;
                 (*least..=*most).contains(&count).then(|| Checked::from(count))
@@ -94,6 +107,13 @@ impl ValueKind {
             (Self::Time(least, most), Value::Text(text)) => {
                 let time = parse_duration(text).ok()?;
                 (*least..=*most).contains(&time).then(|| duration(time))
+            }
+            (Self::IdleTime(..), Value::Text(word)) if IDLE_WORDS.contains(&word.as_str()) => {
+                Some(Checked::from(word.as_str()))
+            }
+            (Self::IdleTime(least, most), value) => {
+                let time = Self::Time(*least, *most).check(value)?;
+                Some(Checked::from(Dict::from([(IDLE_AFTER.to_owned(), time)])))
             }
             (Self::Mode, Value::Text(text)) => mode(text),
             (Self::Path, Value::Text(path)) => absolute(path),
@@ -190,6 +210,10 @@ impl fmt::Display for ValueKind {
             Self::NoDownload => f.write_str("false"),
             Self::OneOf([only]) => f.write_str(only),
             Self::OneOf(words) => write!(f, "one of {}", words.join(", ")),
+            Self::OneNumberOf(numbers) => {
+                let numbers: Vec<_> = numbers.iter().map(u64::to_string).collect();
+                f.write_str(&numbers.join(" or "))
+            }
             Self::Count(least, most) => write!(f, "{least} to {most}"),
             Self::Size(least, most) => {
                 write!(f, "a size with its unit, such as \"512MiB\", from {least} to {most}")
@@ -204,6 +228,9 @@ impl fmt::Display for ValueKind {
                 time(*least),
                 time(*most)
             ),
+            Self::IdleTime(least, most) => {
+                write!(f, "{} or {}", IDLE_WORDS.join(", "), Self::Time(*least, *most))
+            }
             Self::Mode => f.write_str(
                 "octal digits in quotes from \"0600\" to \"0777\" (without quotes, programs \
                  disagree whether 0660 is octal)",

@@ -73,8 +73,9 @@ pub(in crate::config) fn problems<'a>(
             Some(name) => match seen.iter().find(|(other, _)| **other == name.value) {
                 Some((_, first)) => {
                     let message = format!(
-                        "line {} has a section of the same name; use another name",
-                        first.line
+                        "line {} has a section of the same {name}; use another {name}",
+                        first.line,
+                        name = identity.name
                     );
                     found.push(SectionProblem::Section(name.position, here, message));
                 }

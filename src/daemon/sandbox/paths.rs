@@ -9,7 +9,8 @@
 //! A Landlock rule belongs to an existing directory, not to a name. If operators remove and create
 //! a directory again, or mount a volume on it, it is another directory, and the daemon cannot use
 //! it before a restart. The parent directory is not granted instead, because it also holds other
-//! files. [`Grants::absent`] lists the directories that do not exist at start.
+//! files. Further drop directories are the exception: they may be mounted at any time, so the
+//! daemon may also read their parent directories, such as `/media`. [`Grants::absent`] lists the directories that do not exist at start.
 //! <https://docs.kernel.org/userspace-api/landlock.html>
 
 use std::fs;
@@ -25,6 +26,7 @@ use super::ExtraWritePaths;
 use crate::api::wire::sandbox::SandboxPart;
 use crate::base::errors::chain;
 use crate::config::{self, ConfigSource, Settings};
+use crate::models::ingest::install::further_directories;
 
 /// Least version of Landlock. The first version, in Linux 5.13, does not allow a rename from one
 /// directory to another. The store installs packages by such renames.
@@ -90,6 +92,12 @@ impl Grants {
         for directory in [&packages.bundled_directory, &packages.keys_directory] {
             read.extend(not_the_root(directory));
         }
+        // A further drop directory may be mounted later: then it is another directory, to which the
+        // parent gives access.
+        for directory in further_directories(settings) {
+            let (path, parent) = (Some(directory.as_path()), directory.parent());
+            read.extend(path.into_iter().chain(parent).filter_map(not_the_root));
+        }
         // A file may be a link to another directory, or be in the root directory. Its directory is
         // granted too, because editors replace files.
         for file in files.iter().filter_map(|file| fs::canonicalize(file).ok()) {
@@ -113,6 +121,7 @@ impl Grants {
     /// directory. If one is created later, the daemon can use it only after a restart.
     pub(super) fn absent<'a>(&self, settings: &'a Settings) -> Vec<&'a Path> {
         let packages = &settings.packages;
+        let more = packages.more_directories.iter().map(|more| (&more.path, &self.read));
         let named = [
             (&packages.drop_directory, &self.write),
             (&packages.bundled_directory, &self.read),
@@ -121,7 +130,7 @@ impl Grants {
         let is_within = |directory: &Path, granted: &[PathBuf]| {
             granted.iter().any(|above| above.is_dir() && directory.starts_with(above))
         };
-        let absent = named.into_iter().filter(|(directory, granted)| {
+        let absent = named.into_iter().chain(more).filter(|(directory, granted)| {
             !is_within(directory, granted) && !is_within(directory, &self.write)
         });
         absent.map(|(directory, _)| directory.as_path()).collect()
@@ -209,6 +218,7 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::config::DropDirectorySettings;
 
     #[test]
     fn parents_are_not_granted_and_absences_are_reported() {
@@ -234,6 +244,28 @@ mod tests {
         for above in [Path::new("/"), path, &path.join("volume")] {
             assert!(!all.contains(&above.to_owned()), "{all:?}");
         }
+    }
+
+    #[test]
+    fn further_directories_are_readable_with_their_parents() {
+        let root = tempfile::tempdir().unwrap();
+        let mut settings = Settings::default();
+        let stick = root.path().join("stick");
+        settings.packages.more_directories =
+            [stick.clone(), "/mnt".into(), "/no/such/stick".into()]
+                .map(|path| DropDirectorySettings { path, remove_with_file: true })
+                .into();
+        let source = ConfigSource::File("/caxton.yaml".into());
+        let writes = ExtraWritePaths { last_good: None, socket: false };
+        let grants = Grants::new(&settings, &source, &[], &writes, None);
+        for granted in [root.path(), &stick, Path::new("/mnt")] {
+            assert!(grants.read.contains(&granted.to_owned()), "{granted:?}");
+            assert!(!grants.write.contains(&granted.to_owned()), "{granted:?}");
+        }
+        assert!(!grants.read.contains(&PathBuf::from("/")));
+        let absent = grants.absent(&settings);
+        assert!(!absent.contains(&stick.as_path()), "the parent is granted");
+        assert!(absent.contains(&Path::new("/no/such/stick")));
     }
 
     #[test]

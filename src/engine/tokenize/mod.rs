@@ -6,7 +6,7 @@
 //! Invariants:
 //! 1. The ids of a text equal those of tokenizing the whole text and truncating the result,
 //!    although a long text is cut first; see [`Tokenizer::encode_truncated`].
-//! 2. [`Tokens::ids`] has at most `max_sequence_length` ids, each below
+//! 2. [`Tokens::ids`] has at most [`Tokenizer::max_sequence_length`] ids, each below
 //!    [`Tokenizer::vocabulary_size`].
 
 mod charsmap;
@@ -20,6 +20,7 @@ mod parts;
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokenizers::Encoding;
 
@@ -89,13 +90,15 @@ impl Tokens {
     }
 }
 
-/// Tokenizer of a model. Calls do not change it, so threads may share it.
+/// Tokenizer of a model. Threads may share it.
 pub struct Tokenizer {
     library: tokenizers::Tokenizer,
     prefix: Vec<u32>,
     suffix: Vec<u32>,
-    /// Maximum number of tokens of a text, without the special ones; at least one.
-    room: usize,
+    /// Maximum number of tokens that the model reads, without the special ones; at least one.
+    model_room: usize,
+    /// Maximum number of tokens of a text, without the special ones; from 1 to `model_room`.
+    room: AtomicUsize,
     vocabulary_size: usize,
     cut_margin: usize,
 }
@@ -177,14 +180,33 @@ impl Tokenizer {
                 "special token {id} is outside the vocabulary of {vocabulary_size} tokens"
             )));
         }
+        let model_room = max_sequence_length - around;
         Ok(Self {
             library,
             prefix,
             suffix,
-            room: max_sequence_length - around,
+            model_room,
+            room: AtomicUsize::new(model_room),
             vocabulary_size,
             cut_margin: CUT_MARGIN + longest_added,
         })
+    }
+
+    /// Truncates texts to `most` tokens from now on, special tokens included, if this is less than
+    /// the model reads; `None` removes the limit. At least one token of a text stays.
+    pub fn limit_length(&self, most: Option<usize>) {
+        let room = most.map(|most| most.saturating_sub(self.around()).max(1));
+        let room = room.map_or(self.model_room, |room| room.min(self.model_room));
+        self.room.store(room, Ordering::Relaxed);
+    }
+
+    /// Returns the maximum number of tokens of a text, special tokens included.
+    pub fn max_sequence_length(&self) -> usize {
+        self.room() + self.around()
+    }
+
+    fn room(&self) -> usize {
+        self.room.load(Ordering::Relaxed)
     }
 
     /// Returns the number of tokens in the vocabulary; every id is smaller.
@@ -220,7 +242,9 @@ impl Tokenizer {
         truncation: Truncation,
     ) -> Result<Tokens, EngineError> {
         let text = with_prompt(prompt, text);
-        let mut cut = self.room.saturating_mul(BYTES_PER_TOKEN).saturating_add(self.cut_margin);
+        // Another thread may change the limit. One text has one limit.
+        let room = self.room();
+        let mut cut = room.saturating_mul(BYTES_PER_TOKEN).saturating_add(self.cut_margin);
         let most = cut.max(MOST_AT_ONCE);
         while cut < text.len() {
             let part = match truncation {
@@ -236,9 +260,9 @@ impl Tokenizer {
                 Truncation::Left => unsettled_tokens(&tokens, self.cut_margin)..tokens.len(),
             };
             // More tokens than fit prove that the text is truncated.
-            if settled.len() > self.room {
+            if settled.len() > room {
                 let ids = &tokens.get_ids()[settled];
-                return Ok(Tokens { whole: None, ..self.wrap(ids, truncation) });
+                return Ok(Tokens { whole: None, ..self.wrap(ids, truncation, room) });
             }
             if cut == most {
                 return Err(EngineError::Endless { bytes: text.len(), most });
@@ -247,7 +271,7 @@ impl Tokenizer {
         }
         let whole =
             self.library.encode_fast(text.as_ref(), false).map_err(EngineError::Tokenize)?;
-        Ok(self.wrap(whole.get_ids(), truncation))
+        Ok(self.wrap(whole.get_ids(), truncation, room))
     }
 
     /// Counts the tokens of `prompt` followed by `text` as one text, special tokens included.
@@ -290,7 +314,7 @@ impl Tokenizer {
         let bare = ids
             .strip_prefix(self.prefix.as_slice())
             .and_then(|ids| ids.strip_suffix(self.suffix.as_slice()));
-        Ok(self.wrap(bare.unwrap_or(ids), truncation))
+        Ok(self.wrap(bare.unwrap_or(ids), truncation, self.room()))
     }
 
     /// Tokenizes all of `prompt` followed by `text`, and returns the tokens with their positions.
@@ -349,10 +373,11 @@ impl Tokenizer {
         }
     }
 
-    fn wrap(&self, ids: &[u32], truncation: Truncation) -> Tokens {
+    /// Puts the special tokens around `ids`, truncated to `room`.
+    fn wrap(&self, ids: &[u32], truncation: Truncation, room: usize) -> Tokens {
         let kept = match truncation {
-            Truncation::Right => &ids[..ids.len().min(self.room)],
-            Truncation::Left => &ids[ids.len().saturating_sub(self.room)..],
+            Truncation::Right => &ids[..ids.len().min(room)],
+            Truncation::Left => &ids[ids.len().saturating_sub(room)..],
         };
         Tokens {
             ids: [&self.prefix, kept, &self.suffix].concat(),

@@ -72,6 +72,29 @@ fn truncation_is_reported_exactly() {
 }
 
 #[test]
+fn lower_limit_truncates_like_a_shorter_model() {
+    let tokenizer = Tokenizer::from_bytes(BERT, MAX).unwrap();
+    let text = "the quick brown fox jumps over the lazy dog ".repeat(400);
+    for most in [MAX - 1, 8, 3] {
+        let shorter = Tokenizer::from_bytes(BERT, most).unwrap();
+        tokenizer.limit_length(Some(most));
+        assert_eq!(tokenizer.max_sequence_length(), most);
+        for truncation in [Truncation::Right, Truncation::Left] {
+            let encoded = |of: &Tokenizer| of.encode_truncated("", &text, truncation).unwrap().ids;
+            assert_eq!(encoded(&tokenizer), encoded(&shorter), "{most} {truncation:?}");
+        }
+        let ids = |of: &Tokenizer| of.encode_ids(&[5; MAX], Truncation::Right).unwrap();
+        assert_eq!(ids(&tokenizer), ids(&shorter));
+        assert!(ids(&tokenizer).truncated());
+    }
+    // The special tokens leave one token at least, and no limit exceeds that of the model.
+    for (limit, expected) in [(Some(1), 3), (Some(MAX + 1), MAX), (None, MAX)] {
+        tokenizer.limit_length(limit);
+        assert_eq!(tokenizer.max_sequence_length(), expected, "{limit:?}");
+    }
+}
+
+#[test]
 fn client_ids_are_wrapped_checked_and_truncated() {
     let tokenizer = Tokenizer::from_bytes(BERT, 5).unwrap();
     let cases: [(&[u32], &[u32], bool); 7] = [

@@ -46,6 +46,7 @@ pub(in crate::models) fn is_eligible(error: &ModelError, named: bool) -> bool {
         ModelError::Unknown { .. } | ModelError::BundledOnly(_) => !named,
         ModelError::Corrupt { .. }
         | ModelError::Disabled { .. }
+        | ModelError::NotApproved(_)
         | ModelError::Failed { .. }
         | ModelError::MemoryLimit { .. }
         | ModelError::Evicted { .. }
@@ -53,6 +54,7 @@ pub(in crate::models) fn is_eligible(error: &ModelError, named: bool) -> bool {
         | ModelError::Loading { .. }
         | ModelError::Ended(_) => true,
         ModelError::Pinned(_)
+        | ModelError::StillDraining { .. }
         | ModelError::Overloaded { .. }
         | ModelError::Timeout(_)
         | ModelError::Draining
@@ -112,7 +114,7 @@ pub(in crate::models) fn candidates(
     let mut ranked: Vec<_> = catalog
         .entries()
         .iter()
-        .filter(|entry| entry.is_usable())
+        .filter(|entry| entry.is_usable() && !entry.record.awaits_approval)
         .filter(|entry| preferred.is_none_or(|preferred| preferred.key != entry.key))
         .filter(|entry| catalog.is_served(entry))
         .filter(|entry| is_allowed(entry))
@@ -238,6 +240,17 @@ mod tests {
         let all = ["wanted@0.9", "listed@1", "other@1", "wide@1"];
         assert_eq!(find(Fallback::Comparison(None)), all);
         assert!(find(Fallback::Comparison(Some(false))).is_empty());
+    }
+
+    #[test]
+    fn version_that_awaits_approval_is_no_fallback() {
+        let all = entries();
+        let entries = Entries::from_iter(all.iter().cloned().map(|mut entry| {
+            entry.record.awaits_approval = entry.key.name() == "wanted@0.9";
+            entry
+        }));
+        let memory = memory(FallbackStrategy::Auto, &[]);
+        assert!(found("wanted", &entries, Fallback::Vectors(None), &memory).is_empty());
     }
 
     #[test]

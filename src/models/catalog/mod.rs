@@ -6,16 +6,18 @@
 //!
 //! The steps of a resolution, each of which has one place here:
 //! 1. A request without a name means the model of its tenant, or else the default model.
-//! 2. An alias is replaced by its model or its canary ([`alias`]).
+//! 2. A tag is converted to a version ([`canonical_name`]), and an alias is replaced by its model or
+//!    its canary ([`alias`]).
 //! 3. A tenant that is restricted to some models may request only these.
-//! 4. [`Entries::resolve`] selects the entry: the version, the revision, or the result of a
-//!    rollback.
+//! 4. [`Entries::resolve`] selects the entry: the version, the revision, the result of a rollback
+//!    or of an approval, or the version that answers for a corrupt one.
 //! 5. `bundled_only`, the keys and the state of the files decide whether the entry may serve.
 //!
 //! Pure, apart from the lock of [`CatalogSource`].
 
 mod alias;
 pub(super) mod fallback;
+mod ignore_case;
 mod tenant_models;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,11 +25,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 
 pub use alias::{Alias, RequestTexts, ResolvedModel, implicit_models};
+pub use ignore_case::AmbiguousName;
 pub use tenant_models::{TenantModels, permits};
 
 use crate::config::{MemorySettings, Settings, TenantSettings};
 use crate::models::error::ModelError;
-use crate::package::{Entries, EntryKey, InstallStatus, Store, StoreEntry};
+use crate::package::{Entries, EntryKey, InstallStatus, Store, StoreEntry, canonical_name};
 
 /// Facts about a request that decide what its model name means.
 #[derive(Clone, Copy, Debug)]
@@ -104,6 +107,7 @@ impl Catalog {
     ) -> Result<ResolvedModel, NameError> {
         let own = tenant.and_then(|tenant| tenant.model.as_deref());
         let requested = name.or(own).unwrap_or_else(|| self.settings.default_model());
+        let requested = &*canonical_name(requested);
         let resolved = alias::resolve(&self.settings.aliases, requested, texts);
         let Some(allowed) = tenant.and_then(|tenant| tenant.allowed_models.as_ref()) else {
             return Ok(resolved);
@@ -176,6 +180,9 @@ impl Catalog {
         if let Some(reason) = named.find_map(|entry| entry.disabled.clone()) {
             return ModelError::Disabled { name, reason };
         }
+        if !name.contains('@') && self.served.waiting(&name).is_some() {
+            return ModelError::NotApproved(name);
+        }
         ModelError::unknown(name, &self.served)
     }
 
@@ -245,7 +252,7 @@ impl Catalog {
     /// Returns the name of the model that `name`, of a model or an alias, means. Canaries are
     /// ignored.
     fn without_alias(&self, name: &str) -> String {
-        alias::resolve_without_canary(&self.settings.aliases, name)
+        alias::resolve_without_canary(&self.settings.aliases, &canonical_name(name))
     }
 
     /// Returns whether this is the catalog of these entries and settings.
@@ -356,6 +363,33 @@ mod tests {
     }
 
     #[test]
+    fn tags_are_resolved_like_versions() {
+        let catalog = catalog(settings());
+        for (name, expected) in [
+            ("a:latest", "a"),
+            ("a:1", "a@1"),
+            ("stable:latest", "a"),
+            ("trial:latest", "b"),
+            ("stable:1", "stable@1"),
+            ("nowhere:latest", "nowhere"),
+        ] {
+            assert_eq!(resolved(&catalog, Some(name), None), expected, "{name}");
+        }
+        let found = |name: &str| catalog.lookup(name).map(|entry| entry.key.name());
+        assert_eq!(found("stable:latest"), Some("a@2"));
+        assert_eq!(found("a:1"), Some("a@1"));
+        assert_eq!(catalog.find("a:1").unwrap().key.name(), "a@1");
+        // A tag gives a restricted tenant no other rights than the name without it.
+        let held = tenant(None, Some(&["b", "stable"]));
+        assert_eq!(resolved(&catalog, Some("b:latest"), Some(&held)), "b");
+        assert_eq!(resolved(&catalog, Some("stable:latest"), Some(&held)), "a");
+        for refused in ["a:latest", "a:2", "c:1"] {
+            let error = resolved(&catalog, Some(refused), Some(&held));
+            assert!(error.starts_with("the tenant may not request"), "{refused}: {error}");
+        }
+    }
+
+    #[test]
     fn restricted_tenant_gets_only_its_models() {
         let catalog = catalog(settings());
         let held = tenant(None, Some(&["b", "stable", "nowhere"]));
@@ -414,6 +448,26 @@ mod tests {
         assert!(found(&bundled, "z").ends_with("installed: a"), "{}", found(&bundled, "z"));
         assert_eq!(names(&bundled.servable(None)), ["a@1"]);
         assert_eq!(bundled.lookup("b").unwrap().key.name(), "b@1");
+    }
+
+    #[test]
+    fn id_without_approved_version_is_reported() {
+        let mut waiting = entry("m", "2", 2, "m");
+        waiting.record.awaits_approval = true;
+        let catalog = Catalog::new(Entries::from_iter([waiting]), Arc::new(settings()));
+        let missing = catalog.find("m").unwrap_err();
+        assert!(matches!(&missing, ModelError::NotApproved(name) if name == "m"), "{missing}");
+        assert_eq!(catalog.find("m@2").unwrap().key.name(), "m@2");
+        assert!(matches!(catalog.find("m@1"), Err(ModelError::Unknown { .. })));
+    }
+
+    #[test]
+    fn corrupt_version_is_found_as_the_one_that_answers_for_it() {
+        let mut all = ["1", "2"].map(|version| entry("m", version, 2, "m"));
+        all[1].record.status = InstallStatus::Corrupt("bytes differ".to_owned());
+        let catalog = Catalog::new(Entries::from_iter(all), Arc::new(settings()));
+        assert_eq!(catalog.find("m").unwrap().key.name(), "m@1");
+        assert!(matches!(catalog.find("m@2"), Err(ModelError::Corrupt { .. })));
     }
 
     #[test]

@@ -10,9 +10,10 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::classify::classify;
+use super::intake::{DirectoryReport, DirectoryState, IntakePart, MAX_REPORTED};
 use super::{Ingester, log_records, run_blocking};
 use crate::base::errors::{chain, errno};
-use crate::models::ingest::install::InstallError;
+use crate::models::ingest::install::{InstallError, InstallProgress};
 use crate::package::drop_dir::{
     self, DropScanner, FileFingerprint, LAST_RETRY, MissingResource, ScanResult, Verdict,
 };
@@ -24,13 +25,15 @@ use crate::telemetry::log::Message;
 pub(super) struct BundledDirectory {
     pub(super) directory: PathBuf,
     pub(super) scanner: DropScanner,
+    /// Position after the drop directories in the report of packages on their way.
+    number: usize,
     /// Whether the directory could not be read. The failure is logged once, not at every scan.
     is_unreadable: bool,
 }
 
 impl BundledDirectory {
-    pub(super) fn new(directory: PathBuf) -> Self {
-        Self { directory, scanner: DropScanner::default(), is_unreadable: false }
+    pub(super) fn new(directory: PathBuf, number: usize) -> Self {
+        Self { directory, scanner: DropScanner::default(), number, is_unreadable: false }
     }
 }
 
@@ -76,11 +79,15 @@ impl Ingester {
     /// Scans the bundled directory. Returns the time of the next scan if no notification arrives
     /// before.
     pub(super) async fn scan_bundled(&mut self) -> Option<Instant> {
-        let (ready, next) = self.due_bundled(false).await?;
+        let Some((ready, next)) = self.due_bundled(false).await else {
+            self.report_bundled(None);
+            return None;
+        };
         let tried = !ready.is_empty();
         for (file, fingerprint) in ready {
             self.install_bundled_file(&file, &fingerprint).await;
         }
+        self.report_bundled(None);
         if tried { Some(Instant::now()) } else { next }
     }
 
@@ -123,8 +130,13 @@ impl Ingester {
         let error = match self.is_bundled_known(&origin) {
             true => None,
             false => {
+                if self.bundled.scanner.has_failed(file) {
+                    self.intake.count_retry();
+                }
                 let path = self.bundled.directory.join(file);
-                let installed = self.installer.install_file(path, origin).await;
+                let progress = InstallProgress::default();
+                self.report_bundled(Some((file, &progress)));
+                let installed = self.installer.install_file(path, origin, progress).await;
                 installed.map(|installed| log_records::log_installed(file, &installed)).err()
             }
         };
@@ -133,9 +145,10 @@ impl Ingester {
             Some(InstallError::Stopping) => return,
             Some(error) => classify_bundled(error),
         };
-        let is_refused = verdict == Verdict::Ignored;
+        let is_refused = matches!(verdict, Verdict::Ignored(_));
         let is_news =
             self.bundled.scanner.record_result(file, fingerprint, verdict, Instant::now());
+        self.report_bundled(None);
         let Some(error) = error else { return };
         let reason = chain(&error);
         if is_refused {
@@ -152,6 +165,18 @@ impl Ingester {
                 "bundled package cannot be installed now"
             );
         }
+    }
+
+    /// Publishes the state of the bundled packages. `reading` is the file that is being installed.
+    fn report_bundled(&mut self, reading: Option<(&str, &InstallProgress)>) {
+        let BundledDirectory { directory, scanner, number, is_unreadable } = &self.bundled;
+        let state = match is_unreadable {
+            true => DirectoryState::Unreadable("the journal has the reason".to_owned()),
+            false => DirectoryState::Present,
+        };
+        let report = DirectoryReport { path: directory.clone(), state };
+        let part = IntakePart::new(report, scanner.pending(MAX_REPORTED), reading);
+        self.intake.update(*number, part);
     }
 
     fn is_bundled_known(&self, origin: &Origin) -> bool {
@@ -193,7 +218,7 @@ impl Ingester {
                     stay += 1;
                     continue;
                 }
-                log_records::log_removed(
+                self.report_removed(
                     file,
                     &entry.key,
                     "model removed: the appliance no longer contains its package",
@@ -216,6 +241,6 @@ fn classify_bundled(error: &InstallError) -> Verdict {
         (_, InstallError::NoUnpackAttemptsLeft) => {
             Verdict::Failed { reason: chain(error), lack: MissingResource::Other }
         }
-        _ => Verdict::Ignored,
+        _ => Verdict::Ignored(chain(error)),
     }
 }

@@ -2,9 +2,12 @@
 
 use std::path::Path;
 
+use tokio::task::JoinError;
+
 use crate::base::errors::{chain, errno};
 use crate::files::FileError;
 use crate::models::ingest::install::Installation;
+use crate::package::drop_dir::OtherKind;
 use crate::package::{EntryKey, SignatureStatus, StoreEntry, StoreError};
 use crate::telemetry::log::Message;
 
@@ -32,7 +35,8 @@ pub(super) fn log_displaced(removed: &[StoreEntry]) {
         tracing::info!(
             name: Message::StoreLimit.name(),
             model = %entry.key,
-            "model removed from the store: a limit was reached, or other content replaced it"
+            reason = "a limit was reached, or other content replaced it",
+            "model removed from the store"
         );
     }
 }
@@ -97,6 +101,52 @@ pub(super) fn log_bundled_missing(directory: &Path, models: usize) {
         error = "the directory has no bundled package: check whether its file system is mounted",
         directory = %directory.display(), models,
         "bundled models stay without their files"
+    );
+}
+
+/// Logs that a further drop directory is not there.
+pub(super) fn log_absent(directory: &Path, reason: &str) {
+    tracing::info!(
+        name: Message::DropDirectoryAbsent.name(),
+        directory = %directory.display(), reason,
+        "drop directory is absent; its models stay"
+    );
+}
+
+/// Logs that a further drop directory can be read again.
+pub(super) fn log_present(directory: &Path) {
+    tracing::info!(
+        name: Message::DropDirectoryPresent.name(),
+        directory = %directory.display(),
+        "drop directory is present"
+    );
+}
+
+/// Logs a file of a drop directory that is not a package.
+pub(super) fn log_not_a_package(directory: &Path, file: &str, kind: OtherKind) {
+    tracing::warn!(
+        name: Message::NotAPackage.name(),
+        directory = %directory.display(), file, reason = kind.advice(),
+        "file is not a package and is not installed"
+    );
+}
+
+/// Logs the number of files of a drop directory that are not packages and are not mentioned.
+pub(super) fn log_further_files(directory: &Path, count: usize) {
+    tracing::warn!(
+        name: Message::NotAPackage.name(),
+        directory = %directory.display(),
+        reason = format!("{count} files, which are not named here"),
+        "further files are not packages and are not installed"
+    );
+}
+
+/// Logs that a task for a directory did not finish.
+pub(super) fn log_lost_task(error: &JoinError) {
+    tracing::error!(
+        name: Message::InternalFault.name(),
+        %error,
+        "task for the drop directory did not finish"
     );
 }
 

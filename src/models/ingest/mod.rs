@@ -1,4 +1,4 @@
-//! Turns the packages of the bundled directory and the drop directory into models, and removes a
+//! Turns the packages of the bundled directory and the drop directories into models, and removes a
 //! model when its file is removed.
 //!
 //! A notification only triggers a scan. All decisions follow from the scan of the directory, so
@@ -7,15 +7,19 @@
 
 mod bundled;
 mod classify;
+mod drop_directory;
 pub mod install;
+pub mod intake;
 mod log_records;
 mod missing_files;
 mod rejection;
 mod repair;
 pub mod selftest;
 pub mod trust;
+mod upkeep;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,13 +29,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::base::errors::{chain, errno};
 use crate::config::Settings;
-use crate::models::ingest::install::{InstallError, Installer};
-use crate::package::drop_dir::{self, Capacity, DropScanner, FileFingerprint, ScanResult, Verdict};
-use crate::package::{Entries, EntryKey, InstallStatus, Origin, StoreEntry};
+use crate::models::ingest::install::{InstallError, InstallProgress, Installer};
+use crate::package::drop_dir::{
+    self, Capacity, DirectoryListing, FileFingerprint, ScanResult, Verdict,
+};
+use crate::package::{EntryKey, InstallStatus, Origin};
+use crate::telemetry::events::Event;
 use crate::telemetry::log::Message;
 use bundled::BundledDirectory;
 use classify::{classify, measure_capacity};
+pub use drop_directory::DropDirectory;
+use intake::{Intake, IntakePublisher};
 use repair::RepairSchedule;
+use upkeep::Upkeep;
 
 /// Longest time between two scans. It bounds the delay after a lost notification, or on a file
 /// system without notifications.
@@ -77,46 +87,50 @@ pub struct Ingester {
     installer: Installer,
     schedule: watch::Receiver<IngestSettings>,
     bundled: BundledDirectory,
-    drop_directory: PathBuf,
-    scanner: DropScanner,
-    /// Whether the drop directory could not be read. The failure is logged once, not at every scan.
-    is_unreadable: bool,
-    /// Files that `bundled_only` excludes. Each is logged once.
-    excluded: BTreeSet<String>,
+    /// The drop directories in the order of their scans, the main one first. Empty while they are
+    /// scanned.
+    directories: Vec<DropDirectory>,
+    intake: IntakePublisher,
     /// Notified by the store when an entry is damaged or the disk fails.
     store_changed: Arc<Notify>,
     repairs: RepairSchedule,
-    /// Files that are missing, but were seen in another directory than the current drop directory,
-    /// and the models that stay without them. Each pair is logged once.
-    kept_without_file: BTreeSet<(String, EntryKey)>,
+    upkeep: Upkeep,
     /// Degraded conditions that were reported to the manager last.
     degraded: Vec<String>,
 }
 
 impl Ingester {
-    /// Creates an ingester for the two directories.
+    /// Creates an ingester for the bundled directory and the drop directories, which are scanned in
+    /// this order. The first one is the main drop directory.
     pub fn new(
         installer: Installer,
         schedule: watch::Receiver<IngestSettings>,
         bundled_directory: PathBuf,
-        drop_directory: PathBuf,
+        mut directories: Vec<DropDirectory>,
     ) -> Self {
         let attention = Arc::new(Notify::new());
         let called = Arc::clone(&attention);
         installer.handle().store().on_attention(move || called.notify_one());
+        for (number, directory) in directories.iter_mut().enumerate() {
+            directory.number = number;
+        }
+        let intake = IntakePublisher::new(installer.handle().events().clone());
         Self {
             installer,
             schedule,
-            bundled: BundledDirectory::new(bundled_directory),
-            drop_directory,
-            scanner: DropScanner::default(),
-            is_unreadable: false,
-            excluded: BTreeSet::new(),
+            bundled: BundledDirectory::new(bundled_directory, directories.len()),
+            directories,
+            intake,
             store_changed: attention,
             repairs: RepairSchedule::default(),
-            kept_without_file: BTreeSet::new(),
+            upkeep: Upkeep::default(),
             degraded: Vec::new(),
         }
+    }
+
+    /// Returns a channel with the packages on their way.
+    pub fn intake(&self) -> watch::Receiver<Arc<Intake>> {
+        self.intake.subscribe()
     }
 
     /// Finishes installations that a crash interrupted, and installs new packages of the bundled
@@ -178,25 +192,27 @@ impl Ingester {
                 }
             }
         }
+        let mut directories = mem::take(&mut self.directories);
         for (file, (fingerprint, key)) in dropped {
+            // A file of a directory that is not configured any more is left alone.
+            let Some((directory, name)) = find_directory(&mut directories, &file) else { continue };
             // A crash may have happened between the installation of a package and the removal of
             // its predecessor.
-            self.detach_from_others(&file, Some(&key), fingerprint.directory_id()).await;
-            self.scanner.record_installed(&file, fingerprint, now);
+            let place = fingerprint.directory_id().map(str::to_owned);
+            self.detach_from_others(directory, name, Some(&key), place.as_deref()).await;
+            directory.scanner.record_installed(name, fingerprint, now);
         }
+        self.directories = directories;
     }
 
     /// Runs the ingester until `cancel`.
     ///
     /// Installs the bundled default model if it is missing, and cancels `start.default_available`.
-    /// Handles all other packages when the daemon is ready. Then scans both directories at each
-    /// tick of `ticks`, and hashes all installed files on schedule. `take_completed` returns the
-    /// names of files that are known to be complete: the scan does not wait until they stop
-    /// changing.
+    /// Handles all other packages when the daemon is ready. Then scans all directories at each tick
+    /// of `ticks`, and hashes all installed files on schedule.
     pub async fn run(
         mut self,
         mut ticks: mpsc::Receiver<()>,
-        take_completed: impl Fn() -> BTreeSet<String>,
         start: StartSignals,
         cancel: CancellationToken,
     ) {
@@ -211,21 +227,26 @@ impl Ingester {
             () = started => {}
         }
         tracing::debug!("every bundled package was examined");
-        let mut validate_at = match self.schedule.borrow().validation_on_startup {
-            true => Instant::now(),
-            false => Instant::now() + self.schedule.borrow().validation_interval,
-        };
+        let mut is_validation_due = self.schedule.borrow().validation_on_startup;
+        // The interval counts from the last validation, or from the start. It is added at each
+        // iteration, because a reload may have changed it.
+        let mut validated_at = Instant::now();
         loop {
+            self.report_corrupt().await;
+            self.clean_up().await;
             let heal_at = self.repair().await;
             let bundled_at = self.scan_bundled().await;
-            self.scanner.mark_complete(take_completed());
-            let mut next = self.scan().await;
+            let mut next = self.scan_all().await;
             self.report_condition().await;
-            if Instant::now() >= validate_at {
+            is_validation_due |= Instant::now() >= validated_at + self.validation_interval();
+            if mem::take(&mut is_validation_due) {
                 self.validate(&cancel).await;
-                validate_at = Instant::now() + self.schedule.borrow().validation_interval;
-                next = Some(Instant::now());
+                validated_at = Instant::now();
+                next = Some(validated_at);
             }
+            let validate_at = validated_at + self.validation_interval();
+            let left = validate_at.saturating_duration_since(Instant::now());
+            self.installer.handle().set_next_validation(left);
             let rescan = Instant::now() + RESCAN;
             let due = [next, heal_at, bundled_at].into_iter().flatten();
             let wake = due.chain([rescan, validate_at]).min().unwrap_or(rescan);
@@ -241,44 +262,64 @@ impl Ingester {
         }
     }
 
-    /// Scans the drop directory. Returns the time of the next scan if no notification arrives
-    /// before.
-    async fn scan(&mut self) -> Option<Instant> {
-        let directory = self.drop_directory.clone();
-        let (place, listing) =
-            match run_blocking(move || drop_dir::list_with_id(&directory)).await? {
-                Ok(found) => found,
-                Err(error) => {
-                    if !std::mem::replace(&mut self.is_unreadable, true) {
-                        log_records::log_unreadable("drop directory cannot be read", &error);
-                    }
-                    return None;
-                }
-            };
-        self.is_unreadable = false;
-        if self.installer.rules().bundled_only {
-            self.exclude(listing.into_keys().collect());
-            return None;
+    fn validation_interval(&self) -> Duration {
+        self.schedule.borrow().validation_interval
+    }
+
+    /// Scans the drop directories one after another. Returns the time of the next scan if no
+    /// notification arrives before.
+    async fn scan_all(&mut self) -> Option<Instant> {
+        let mut directories = mem::take(&mut self.directories);
+        let mut next = None;
+        for directory in &mut directories {
+            let due = self.scan(directory).await;
+            self.report_intake(directory, None);
+            next = next.into_iter().chain(due).min();
         }
-        self.excluded.clear();
-        self.record_directories(&listing).await;
+        self.directories = directories;
+        next
+    }
+
+    /// Scans a drop directory. Returns the time of the next scan if no notification arrives before.
+    async fn scan(&mut self, directory: &mut DropDirectory) -> Option<Instant> {
+        tracing::debug!(directory = %directory.path.display(), "drop directory is scanned");
+        directory.take_completed();
+        let DirectoryListing { place, packages, others } = match directory.list().await? {
+            Ok(listing) => listing,
+            Err(error) => {
+                directory.on_unreadable(&error);
+                return None;
+            }
+        };
+        directory.on_readable();
+        let others_at = directory.mention_others(others, Instant::now());
+        if self.installer.rules().bundled_only {
+            exclude(directory, packages.into_keys().collect());
+            return others_at;
+        }
+        directory.excluded.clear();
+        self.record_directories(directory, &packages).await;
+        let mut has_removed = self.retry_detaching(directory, &packages, &place).await;
         let timeout = self.schedule.borrow().incomplete_timeout;
         let capacity = self.capacity().await?;
         let ScanResult { ready, refused, removed, next } =
-            self.scanner.observe(listing, timeout, &capacity, Instant::now());
-        let left = !removed.is_empty();
+            directory.scanner.observe(packages, timeout, &capacity, Instant::now());
         for name in removed {
-            self.on_missing_file(&name, &place).await;
+            has_removed |= self.on_missing_file(directory, &name, &place).await;
         }
         for (name, fingerprint, reason) in refused {
-            self.quarantine(name, fingerprint, reason).await;
+            self.quarantine(directory, name, fingerprint, reason).await;
         }
         let tried = !ready.is_empty();
         for (name, fingerprint) in ready {
-            self.install(name, fingerprint).await;
+            self.install(directory, name, fingerprint).await;
         }
         // Scan again at once: a verdict may have set a new time, and a removed model leaves space.
-        if tried || left { Some(Instant::now()) } else { next }
+        // A missing file whose models stay does not count: each scan reports it again.
+        match tried || has_removed {
+            true => Some(Instant::now()),
+            false => next.into_iter().chain(others_at).min(),
+        }
     }
 
     /// Measures the capacity of the appliance. Returns `None` if the runtime is shutting down.
@@ -287,49 +328,51 @@ impl Ingester {
         run_blocking(move || measure_capacity(&handle, rules)).await
     }
 
-    fn exclude(&mut self, files: BTreeSet<String>) {
-        for file in files.difference(&self.excluded) {
-            tracing::warn!(
-                name: Message::PackageKeptOut.name(),
-                file,
-                "package not installed: memory.model_cache.bundled_only is true"
-            );
-        }
-        self.excluded = files;
-    }
-
-    async fn install(&mut self, file: String, fingerprint: FileFingerprint) {
-        let (directory, name) = (self.drop_directory.clone(), file.clone());
+    async fn install(
+        &mut self,
+        directory: &mut DropDirectory,
+        name: String,
+        fingerprint: FileFingerprint,
+    ) {
+        let (path, checked) = (directory.path.clone(), name.clone());
         // A file that cannot be examined cannot be opened either. The installation below reports
         // that error.
-        let Some(fault) = run_blocking(move || drop_dir::invalid_reason(&directory, &name)).await
+        let Some(fault) = run_blocking(move || drop_dir::invalid_reason(&path, &checked)).await
         else {
             return;
         };
         if let Ok(Some(reason)) = fault {
-            self.scanner.record_result(
-                &file,
+            directory.scanner.record_result(
+                &name,
                 &fingerprint,
                 Verdict::Refused(reason),
                 Instant::now(),
             );
             return;
         }
+        if directory.scanner.has_failed(&name) {
+            self.intake.count_retry();
+        }
+        let progress = InstallProgress::default();
+        self.report_intake(directory, Some((&name, &progress)));
+        let file = directory.file(&name);
         let origin = Origin::dropped(file.clone(), fingerprint.clone());
-        let path = self.drop_directory.join(&file);
-        let error = match self.installer.install_file(path, origin).await {
+        let path = directory.path.join(&name);
+        let error = match self.installer.install_file(path, origin, progress).await {
             Ok(installed) => {
                 log_records::log_installed(&file, &installed);
-                let key = &installed.entry.key;
-                self.detach_from_others(&file, Some(key), fingerprint.directory_id()).await;
-                self.scanner.record_result(&file, &fingerprint, Verdict::Accepted, Instant::now());
+                let key = Some(&installed.entry.key);
+                let place = fingerprint.directory_id();
+                self.detach_from_others(directory, &name, key, place).await;
+                let now = Instant::now();
+                directory.scanner.record_result(&name, &fingerprint, Verdict::Accepted, now);
                 return;
             }
             Err(error) => error,
         };
         let verdict = classify(&error);
         let is_news =
-            self.scanner.record_result(&file, &fingerprint, verdict.clone(), Instant::now());
+            directory.scanner.record_result(&name, &fingerprint, verdict.clone(), Instant::now());
         match verdict {
             Verdict::Incomplete(reason) => {
                 tracing::info!(
@@ -349,59 +392,13 @@ impl Ingester {
         }
     }
 
-    /// Detaches the file `name`, as seen in the directory `place`, from all models except `except`.
-    /// Models without another file are removed if `remove_with_file` is set.
-    async fn detach_from_others(&self, name: &str, except: Option<&EntryKey>, place: Option<&str>) {
-        let removes = self.schedule.borrow().remove_with_file;
-        for StoreEntry { key, record, .. } in &self.entries_of_file(name) {
-            let Origin::Dropped { files } = &record.origin else { continue };
-            let is_of_place = files.get(name).is_some_and(|known| known.directory_id() == place);
-            if Some(key) == except || !is_of_place {
-                continue;
-            }
-            if removes {
-                self.remove_if_only_file(name, key).await;
-            } else {
-                self.detach(key, name).await;
-            }
-        }
-    }
-
-    /// Removes a model if `name` is its only file.
-    async fn remove_if_only_file(&self, name: &str, key: &EntryKey) {
-        match self.installer.remove_with_file(key.clone(), name.to_owned()).await {
-            Some(Ok(true)) => log_records::log_kept(name, key, "model stays: it has another file"),
-            Some(Ok(false)) => log_records::log_removed(name, key, "model removed with its file"),
-            Some(Err(error)) => {
-                log_records::log_store_error(key, &error, "model cannot be removed");
-            }
-            None => {}
-        }
-    }
-
-    /// Returns the models that came with the file `name`, possibly with other files too.
-    fn entries_of_file(&self, name: &str) -> Entries {
-        self.installer.handle().store().entries().filtered(|entry| match &entry.record.origin {
-            Origin::Dropped { files } => files.contains_key(name),
-            _ => false,
-        })
-    }
-
-    /// Detaches the file `name` from a model. Returns whether the model stays without the file.
-    async fn detach(&self, key: &EntryKey, name: &str) -> bool {
-        match self.installer.detach_from_file(key.clone(), name.to_owned()).await {
-            Some(Ok(stays)) => {
-                if stays {
-                    log_records::log_kept(name, key, "model stays: it has another file");
-                }
-                stays
-            }
-            Some(Err(error)) => {
-                log_records::log_store_error(key, &error, "model cannot be detached from a file");
-                true
-            }
-            None => true,
-        }
+    /// Logs and publishes that a model was removed because of `file`.
+    fn report_removed(&self, file: &str, key: &EntryKey, why: &'static str) {
+        log_records::log_removed(file, key, why);
+        self.installer.handle().events().publish(Event::PackageRemoved {
+            model: key.name().to_owned(),
+            reason: format!("{why}: {file}"),
+        });
     }
 
     async fn discard(&self, key: EntryKey) {
@@ -411,16 +408,31 @@ impl Ingester {
     }
 }
 
+/// Returns the directory of a file that a record names, and the name of the file there.
+fn find_directory<'d, 'f>(
+    directories: &'d mut [DropDirectory],
+    file: &'f str,
+) -> Option<(&'d mut DropDirectory, &'f str)> {
+    directories.iter_mut().find_map(|directory| {
+        let name = directory.name_of(file)?;
+        Some((directory, name))
+    })
+}
+
+/// Remembers the `files` that `bundled_only` excludes, and logs each new one.
+fn exclude(directory: &mut DropDirectory, files: BTreeSet<String>) {
+    for name in files.difference(&directory.excluded) {
+        tracing::warn!(
+            name: Message::PackageKeptOut.name(),
+            file = directory.file(name),
+            "package not installed: memory.model_cache.bundled_only is true"
+        );
+    }
+    directory.excluded = files;
+}
+
 /// Runs `work`, which accesses the disk, on the blocking pool. Returns `None` if it panicked or the
 /// runtime is shutting down.
 async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.inspect_err(|error| {
-        tracing::error!(
-            name: Message::InternalFault.name(),
-            %error,
-            "task for the drop directory did not finish"
-        )
-    })
-    .ok()
+    tokio::task::spawn_blocking(work).await.inspect_err(log_records::log_lost_task).ok()
 }

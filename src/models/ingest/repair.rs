@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Ingester, log_records, run_blocking};
+use super::{Ingester, find_directory, log_records, run_blocking};
 use crate::package::{EntryKey, InstallStatus, Origin, StoreEntry, drop_dir};
 
 /// Least time between two repairs of an entry. The first repair begins at once. The pause protects
@@ -59,7 +59,12 @@ impl Ingester {
         for entry in &entries.filtered(|entry| due.contains(&entry.key)) {
             match &entry.record.origin {
                 Origin::Dropped { files } => {
-                    files.keys().for_each(|file| self.scanner.rescan(file));
+                    for file in files.keys() {
+                        if let Some((directory, name)) = find_directory(&mut self.directories, file)
+                        {
+                            directory.scanner.rescan(name);
+                        }
+                    }
                 }
                 // The drop directory may hold a copy of a package that an administrator installed.
                 Origin::Installed => self.reread_package(entry).await,
@@ -69,18 +74,25 @@ impl Ingester {
         next
     }
 
-    /// Makes the drop scanner read the package of `entry` again, if the drop directory holds it.
+    /// Makes the drop scanner read the package of `entry` again, if a drop directory holds it.
     async fn reread_package(&mut self, entry: &StoreEntry) {
-        let (directory, wanted) = (self.drop_directory.clone(), entry.record.package_digest);
-        let copy = run_blocking(move || {
-            let names = drop_dir::list(&directory).ok()?.into_keys();
-            let mut names = names.filter(|name| {
-                drop_dir::digest(&directory.join(name)).is_ok_and(|digest| digest == wanted)
+        let wanted = entry.record.package_digest;
+        for directory in &mut self.directories {
+            // An absent file system may not answer.
+            if directory.is_further() && !directory.is_present() {
+                continue;
+            }
+            let path = directory.path.clone();
+            let copy = run_blocking(move || {
+                let names = drop_dir::list(&path).ok()?.into_keys();
+                let mut names = names.filter(|name| {
+                    drop_dir::digest(&path.join(name)).is_ok_and(|digest| digest == wanted)
+                });
+                names.next()
             });
-            names.next()
-        });
-        if let Some(Some(name)) = copy.await {
-            self.scanner.rescan(&name);
+            if let Some(Some(name)) = copy.await {
+                return directory.scanner.rescan(&name);
+            }
         }
     }
 
@@ -100,7 +112,8 @@ impl Ingester {
             self.installer.handle().notify_store_changed(Vec::new()).await;
         }
         let mut degraded = condition.degraded();
-        if !self.kept_without_file.is_empty() {
+        let main = self.directories.first();
+        if main.is_some_and(|directory| !directory.kept_without_file.is_empty()) {
             degraded.push(
                 "the drop directory was replaced; models stay without their files".to_owned(),
             );

@@ -66,6 +66,18 @@ pub struct ActionRecord {
     pub duration: Duration,
 }
 
+/// Memory that a flush frees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlushScope {
+    /// All models that are not pinned.
+    All,
+    /// The models that are not pinned and had no request for this time.
+    Unused(Duration),
+    /// The scratch memory of all models and the free memory that the allocator keeps. No model is
+    /// unloaded.
+    Caches,
+}
+
 /// Result of a flush.
 #[derive(Clone, Debug)]
 pub struct FlushResult {

@@ -14,7 +14,7 @@ use crate::base::units::Bytes;
 use crate::engine::{EngineOptions, Footprint};
 use crate::models::error::{MemoryRefusal, ModelError};
 use crate::models::residency::retention::{KeepAliveRequest, Retention, RetentionTracker};
-use crate::models::serving::queue::QueueSender;
+use crate::models::serving::queue::{QueueSender, WeakQueueSender};
 use crate::models::serving::table::ServedModel;
 use crate::models::serving::worker::{ReadyModel, WorkerError};
 use crate::models::{Lease, Residency};
@@ -48,9 +48,9 @@ pub(in crate::models) enum ModelState {
     /// The model was unloaded on request or because it was idle. The next request loads it, or a
     /// preload.
     Unloaded,
-    /// The model was evicted because memory was short, and is cooling down.
+    /// The model was evicted at this time because memory was short, and is cooling down.
     CoolingDown {
-        until: Instant,
+        since: Instant,
     },
     /// The model did not fit into memory at the last request.
     Refused {
@@ -112,12 +112,23 @@ impl WorkerHandle {
     }
 }
 
+/// Settings of the passes of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::models) struct PassSettings {
+    /// Most tokens of a pass.
+    pub(in crate::models) batch_tokens: usize,
+    /// Most tokens of a text; `None` means as many as the model reads.
+    pub(in crate::models) max_sequence_length: Option<usize>,
+}
+
 /// A resident model.
 pub(in crate::models) struct ResidentModel {
     pub(in crate::models) ready: ReadyModel,
     pub(in crate::models) worker: WorkerHandle,
     /// Estimated footprint.
     pub(in crate::models) footprint: Footprint,
+    /// Settings that the estimate depends on and that may change while the model is resident.
+    pub(in crate::models) pass_settings: PassSettings,
     since: Instant,
     /// Needs of its users, and the time of the last use; dropped when the model is unloaded.
     pub(in crate::models) retention: Box<RetentionTracker>,
@@ -128,9 +139,10 @@ impl ResidentModel {
         ready: ReadyModel,
         worker: WorkerHandle,
         footprint: Footprint,
+        pass_settings: PassSettings,
         now: Instant,
     ) -> Self {
-        Self { ready, worker, footprint, since: now, retention: Box::default() }
+        Self { ready, worker, footprint, pass_settings, since: now, retention: Box::default() }
     }
 
     /// Returns the parts that leases on the model share.
@@ -212,6 +224,8 @@ pub(in crate::models) struct DrainingModel {
     pub(in crate::models) waiting: WaitingLeases,
     /// Callers that wait until the model is unloaded.
     pub(in crate::models) waiters: Vec<oneshot::Sender<()>>,
+    /// Queue of the requests that it still finishes.
+    pub(in crate::models) queue: WeakQueueSender,
 }
 
 impl ModelState {

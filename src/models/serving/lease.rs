@@ -91,6 +91,11 @@ impl Lease {
         self.tokenizer.count_piece(text)
     }
 
+    /// Returns the maximum number of tokens of a text, special tokens included.
+    pub fn max_sequence_length(&self) -> usize {
+        self.tokenizer.max_sequence_length()
+    }
+
     /// Returns the number of special tokens around a text.
     pub fn special_tokens(&self) -> usize {
         self.tokenizer.around()

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::histogram::Histogram;
-use super::weekly_profile::{HourNumber, WeeklyProfile};
+use super::weekly_profile::{HourNumber, HoursUsed, WeeklyProfile};
 use super::{Percentiles, RequestOutcome};
 use crate::package::Timestamp;
 
@@ -143,6 +143,12 @@ impl UsageCounts {
     /// Returns the probability of use in each hour of the week, from Monday 00:00 UTC.
     pub(super) fn use_by_hour(&self, now: SystemTime) -> Option<Vec<f64>> {
         self.habit.as_ref()?.probabilities(HourNumber::of(now)?)
+    }
+
+    /// Returns the number of hours with a use in the last two weeks. Returns `None` before the first
+    /// use, and while the clock is not set.
+    pub(super) fn hours_used(&self, now: SystemTime) -> Option<HoursUsed> {
+        Some(self.habit.as_ref()?.hours_used(HourNumber::of(now)?))
     }
 
     fn recent_uses(&self, now: SystemTime) -> f64 {

@@ -30,6 +30,7 @@ use crate::package::{EntryKey, Timestamp};
 use crate::telemetry::log::Message;
 use counts::UsageCounts;
 use weekly_profile::HourNumber;
+pub use weekly_profile::HoursUsed;
 pub(super) use write_failures::WriteFailures;
 
 /// Name of the file in the store's directory.
@@ -107,6 +108,8 @@ pub struct UsageStats {
     /// Share of the past weeks in which the model was used, for each hour of the week from Monday
     /// 00:00 UTC. `None` until three weeks have been observed.
     pub use_by_hour: Option<Vec<f64>>,
+    /// Hours with a use in the last two weeks. `None` before the first use.
+    pub hours_used: Option<HoursUsed>,
     /// Expected next use, within [`MAX_AHEAD`].
     pub next_use: Option<PredictedUse>,
     /// Time of the first use.
@@ -208,6 +211,7 @@ impl Usage {
                 reload_cost: counts.reload_cost(),
                 uses_per_hour: counts.uses_per_hour(now),
                 use_by_hour: counts.use_by_hour(now),
+                hours_used: counts.hours_used(now),
                 next_use: next_use(&key, &counts, MAX_AHEAD, now),
                 first_used_at: counts.first_used_at,
                 last_used_at: counts.last_used_at,

@@ -92,6 +92,8 @@ pub enum Complexity {
 impl Complexity {
     /// Accepted names.
     pub const NAMES: [&str; 3] = ["low", "medium", "high"];
+    /// Accepted names, and the other form of the value, for an error.
+    const ACCEPTED: [&str; 4] = ["low", "medium", "high", "a number from 0 to 1"];
 
     fn tier(self) -> Tier {
         match self {
@@ -131,7 +133,13 @@ impl FromStr for Complexity {
             "low" => Ok(Self::Low),
             "medium" => Ok(Self::Medium),
             "high" => Ok(Self::High),
-            _ => Err(UnknownWord(&Self::NAMES)),
+            // A number is divided into thirds.
+            _ => match text.parse::<f64>() {
+                Ok(share) if (0.0..1.0 / 3.0).contains(&share) => Ok(Self::Low),
+                Ok(share) if (1.0 / 3.0..2.0 / 3.0).contains(&share) => Ok(Self::Medium),
+                Ok(share) if (2.0 / 3.0..=1.0).contains(&share) => Ok(Self::High),
+                _ => Err(UnknownWord(&Self::ACCEPTED)),
+            },
         }
     }
 }
@@ -322,7 +330,9 @@ fn known_model(manifest: &Manifest) -> Option<&'static KnownModel> {
         let path = source.strip_prefix("https://huggingface.co/")?;
         find_known_model(path.trim_end_matches('/'))
     });
-    repository.or_else(|| find_known_model(manifest.id.as_str()))
+    // Another model may have an id that is a second name of a known one.
+    let id = manifest.id.as_str();
+    repository.or_else(|| find_known_model(id).filter(|known| known.id == id))
 }
 
 fn reason(
@@ -565,8 +575,25 @@ mod tests {
             assert!(TaskType::NAMES.iter().all(|name| error.contains(name)), "{error}");
             assert_eq!(
                 bad.parse::<Complexity>().unwrap_err().to_string(),
-                "expected low, medium, high"
+                "expected low, medium, high, a number from 0 to 1"
             );
+        }
+    }
+
+    #[test]
+    fn complexity_number_is_divided_into_thirds() {
+        for (text, expected) in [
+            ("0", Complexity::Low),
+            ("0.3", Complexity::Low),
+            ("0.34", Complexity::Medium),
+            ("0.66", Complexity::Medium),
+            ("0.67", Complexity::High),
+            ("1", Complexity::High),
+        ] {
+            assert_eq!(text.parse(), Ok(expected), "{text}");
+        }
+        for bad in ["-0.1", "1.01", "NaN", "inf"] {
+            assert!(bad.parse::<Complexity>().is_err(), "{bad}");
         }
     }
 }

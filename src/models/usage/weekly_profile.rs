@@ -54,6 +54,15 @@ impl HourNumber {
     }
 }
 
+/// Numbers of hours in which a model was used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HoursUsed {
+    /// Hours in the last seven days.
+    pub last_7_days: usize,
+    /// Hours in the seven days before.
+    pub previous_7_days: usize,
+}
+
 /// Weekly profile: the hours in which a model was used in each of the last weeks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -100,6 +109,17 @@ impl WeeklyProfile {
     /// Returns whether the model was used in `hour`.
     pub(super) fn was_used(&self, hour: HourNumber) -> bool {
         self.was_used_before(hour, 0)
+    }
+
+    /// Returns the number of hours in which the model was used, of the 168 hours that end with `now`
+    /// and of the 168 hours before them.
+    pub(super) fn hours_used(&self, now: HourNumber) -> HoursUsed {
+        let count = |weeks_ago: u64| {
+            let last = now.0.saturating_sub(weeks_ago * HOURS as u64);
+            let hours = (0..HOURS as u64).filter_map(|ago| last.checked_sub(ago).map(HourNumber));
+            hours.filter(|hour| self.was_used(*hour)).count()
+        };
+        HoursUsed { last_7_days: count(0), previous_7_days: count(1) }
     }
 
     /// Returns the share of the past weeks in which the model was used in this hour of the week,
@@ -188,6 +208,20 @@ mod tests {
             habit.record(hour);
         }
         habit
+    }
+
+    #[test]
+    fn hours_of_the_last_two_weeks_are_counted() {
+        let habit = nine_on_mondays([0, 1, 2]);
+        let used = |hour| {
+            let HoursUsed { last_7_days, previous_7_days } = habit.hours_used(HourNumber(hour));
+            (last_7_days, previous_7_days)
+        };
+        let last = MONDAY + 9 + 2 * WEEK;
+        assert_eq!(used(last), (1, 1));
+        assert_eq!(used(last + WEEK - 1), (1, 1));
+        assert_eq!(used(last + WEEK), (0, 1));
+        assert_eq!(used(last + 3 * WEEK), (0, 0));
     }
 
     #[test]

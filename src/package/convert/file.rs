@@ -10,6 +10,9 @@ use serde::de::DeserializeOwned;
 
 use crate::package::manifest::MAX_JSON;
 
+/// Maximum number of characters of a quoted name.
+const MAX_QUOTED: usize = 64;
+
 /// Error of reading a model directory.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelDirectoryError {
@@ -45,6 +48,15 @@ pub enum ModelDirectoryError {
 
 pub(super) fn unsupported(path: &Path, reason: impl Into<String>) -> ModelDirectoryError {
     ModelDirectoryError::Unsupported { path: path.to_owned(), reason: reason.into() }
+}
+
+/// Returns a name from a file in quotes, cut after [`MAX_QUOTED`] characters and with escapes.
+pub(super) fn quoted(name: &str) -> String {
+    let mut start: String = name.chars().take(MAX_QUOTED).collect();
+    if start.len() < name.len() {
+        start.push('…');
+    }
+    format!("{start:?}")
 }
 
 pub(super) fn is_missing(error: &ModelDirectoryError) -> bool {

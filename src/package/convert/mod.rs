@@ -1,4 +1,4 @@
-//! Reads a model directory of sentence-transformers.
+//! Reads a model directory of sentence-transformers, or of transformers without `modules.json`.
 //!
 //! Two layouts are supported. The layout up to version 5 has classes
 //! `sentence_transformers.models.*`, booleans `pooling_mode_*` and the length limit in
@@ -12,9 +12,12 @@
 
 mod encoder;
 mod file;
+mod other_formats;
 mod pickle;
 mod static_embedding;
+mod steps;
 mod torch;
+mod weights;
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -24,15 +27,16 @@ use serde_json::Value;
 
 use self::encoder::Encoder;
 pub use self::file::ModelDirectoryError;
-use self::file::{is_missing, read_file, read_json, read_json_if_present, unsupported};
-use super::manifest::{CONFIG, DenseLayer, MAX_DENSE, WEIGHTS};
+use self::file::{read_json, read_json_if_present, unsupported};
+use self::steps::MODULES;
+pub(super) use self::steps::StatedSteps;
+use super::manifest::{CONFIG, DenseLayer, MAX_DENSE};
+use super::registry::KnownModel;
 
 const MAX_WEIGHTS: u64 = 4 << 30;
 
-/// File name of weights that torch wrote before safetensors existed.
-const TORCH_WEIGHTS: &str = "pytorch_model.bin";
-
-const MODULES: &str = "modules.json";
+/// Configuration that sentence-transformers writes beside the modules.
+const ST_CONFIG: &str = "config_sentence_transformers.json";
 const ORDER: &str =
     "Transformer and Pooling or StaticEmbedding, any number of Dense, at most one Normalize";
 
@@ -49,6 +53,7 @@ pub(super) struct DenseFile {
 pub(super) struct ModelDirectory {
     pub(super) architecture: &'static str,
     pub(super) dimensions: usize,
+    pub(super) matryoshka_dimensions: Vec<usize>,
     pub(super) max_sequence_length: usize,
     pub(super) pooling: &'static str,
     pub(super) dense: Vec<DenseFile>,
@@ -83,6 +88,12 @@ struct NormalizeConfig {
     module_input_name: Option<String>,
 }
 
+/// Key of `config.json` and of `config_sentence_transformers.json` that vLLM also reads.
+#[derive(Default, Deserialize)]
+struct MatryoshkaConfig {
+    matryoshka_dimensions: Option<Vec<usize>>,
+}
+
 #[derive(Default, Deserialize)]
 struct PromptConfig {
     prompts: Option<BTreeMap<String, Option<String>>>,
@@ -92,12 +103,60 @@ struct PromptConfig {
 impl ModelDirectory {
     /// Reads all of `directory`. The weights are held in memory.
     ///
+    /// `stated` and the registry's facts about `known` supply the steps after the encoder if the
+    /// directory does not state them.
+    ///
     /// # Errors
-    /// When a file is missing, not a regular file, too large or not in its format, or when the
-    /// model has a step that Caxton does not compute.
-    pub(super) fn read(directory: &Path) -> Result<Self, ModelDirectoryError> {
+    /// When a file is missing, not a regular file, too large or not in its format, when the model
+    /// has a step that Caxton does not compute, or when its steps are unknown or contradict
+    /// `stated`.
+    pub(super) fn read(
+        directory: &Path,
+        stated: StatedSteps,
+        known: Option<&KnownModel>,
+    ) -> Result<Self, ModelDirectoryError> {
+        other_formats::check_directory(directory)?;
+        let Some(modules) = read_json_if_present::<Vec<Module>>(&directory.join(MODULES))? else {
+            return Self::read_plain(directory, stated, known);
+        };
+        let source = Self::read_modules(directory, &modules)?;
+        stated.check(directory, source.pooling, source.normalize)?;
+        Ok(source)
+    }
+
+    /// Reads a directory that contains only an encoder.
+    fn read_plain(
+        directory: &Path,
+        stated: StatedSteps,
+        known: Option<&KnownModel>,
+    ) -> Result<Self, ModelDirectoryError> {
+        if !weights::exist(directory) {
+            other_formats::refuse(directory)?;
+        }
+        let encoder = Encoder::read(directory)?;
+        let (pooling, normalize) = stated.of_plain_directory(directory, known)?;
+        let (weights_path, weights) = weights::read(directory, MAX_WEIGHTS)?;
+        let (prompts, default_prompt) = read_prompts(directory)?;
+        Ok(Self {
+            architecture: encoder.architecture,
+            dimensions: encoder.hidden_size,
+            matryoshka_dimensions: read_matryoshka(directory, directory, encoder.hidden_size)?,
+            max_sequence_length: encoder.max_sequence_length,
+            pooling,
+            dense: Vec::new(),
+            normalize,
+            prompts,
+            default_prompt,
+            config: encoder.config,
+            tokenizer: encoder.tokenizer,
+            weights,
+            weights_path,
+        })
+    }
+
+    /// Reads a directory with `modules`.
+    fn read_modules(directory: &Path, modules: &[Module]) -> Result<Self, ModelDirectoryError> {
         let modules_path = directory.join(MODULES);
-        let modules: Vec<Module> = read_json(&modules_path)?;
         let mut modules = modules.iter().map(|module| locate(directory, module));
         let out_of_order = |found: Option<&str>| {
             unsupported(
@@ -115,7 +174,7 @@ impl ModelDirectory {
             other => return Err(out_of_order(other.map(|(name, _)| name))),
         };
         let (encoder, pooling, (weights_path, weights)) = if is_static {
-            let weights = read_weights(&root, MAX_WEIGHTS)?;
+            let weights = weights::read(&root, MAX_WEIGHTS)?;
             (static_embedding::read(&root, &weights.0, &weights.1)?, "mean", weights)
         } else {
             let encoder = Encoder::read(&root)?;
@@ -123,7 +182,7 @@ impl ModelDirectory {
                 Some(("Pooling", path)) => read_pooling(&path, encoder.hidden_size)?,
                 other => return Err(out_of_order(other.map(|(name, _)| name))),
             };
-            (encoder, pooling, read_weights(&root, MAX_WEIGHTS)?)
+            (encoder, pooling, weights::read(&root, MAX_WEIGHTS)?)
         };
         let mut dimensions = encoder.hidden_size;
         let mut dense = Vec::new();
@@ -146,6 +205,7 @@ impl ModelDirectory {
         Ok(Self {
             architecture: encoder.architecture,
             dimensions,
+            matryoshka_dimensions: read_matryoshka(directory, &root, dimensions)?,
             max_sequence_length: encoder.max_sequence_length,
             pooling,
             dense,
@@ -269,7 +329,7 @@ fn read_dense(directory: &Path, in_features: usize) -> Result<DenseFile, ModelDi
             return Err(unsupported(&path, reason));
         }
     };
-    let (path, weights) = read_weights(directory, MAX_DENSE)?;
+    let (path, weights) = weights::read(directory, MAX_DENSE)?;
     Ok(DenseFile {
         layer: DenseLayer {
             in_features,
@@ -297,6 +357,24 @@ fn check_input(path: &Path, name: Option<&str>) -> Result<(), ModelDirectoryErro
     }
 }
 
+/// Reads the lengths below `dimensions` for which the model was trained, ascending.
+fn read_matryoshka(
+    directory: &Path,
+    encoder: &Path,
+    dimensions: usize,
+) -> Result<Vec<usize>, ModelDirectoryError> {
+    for path in [directory.join(ST_CONFIG), encoder.join(CONFIG)] {
+        let config: MatryoshkaConfig = read_json_if_present(&path)?.unwrap_or_default();
+        let Some(mut lengths) = config.matryoshka_dimensions else { continue };
+        // Lists contain the whole length too.
+        lengths.retain(|length| (1..dimensions).contains(length));
+        lengths.sort_unstable();
+        lengths.dedup();
+        return Ok(lengths);
+    }
+    Ok(Vec::new())
+}
+
 /// Reads the prompts and the name of the default prompt.
 ///
 /// Empty prompts are omitted. They do not change a vector. Version 6 writes them into every model,
@@ -304,7 +382,7 @@ fn check_input(path: &Path, name: Option<&str>) -> Result<(), ModelDirectoryErro
 fn read_prompts(
     root: &Path,
 ) -> Result<(BTreeMap<String, String>, Option<String>), ModelDirectoryError> {
-    let path = root.join("config_sentence_transformers.json");
+    let path = root.join(ST_CONFIG);
     let config: PromptConfig = read_json_if_present(&path)?.unwrap_or_default();
     let all = config.prompts.unwrap_or_default();
     if let Some(name) = &config.default_prompt_name
@@ -319,32 +397,6 @@ fn read_prompts(
         .collect();
     let default = config.default_prompt_name.filter(|name| prompts.contains_key(name));
     Ok((prompts, default))
-}
-
-/// Reads the weights of a module as a safetensors file; returns them with the path of their source.
-///
-/// Prefers `model.safetensors` over `pytorch_model.bin`, like sentence-transformers.
-fn read_weights(directory: &Path, limit: u64) -> Result<(PathBuf, Vec<u8>), ModelDirectoryError> {
-    let path = directory.join(WEIGHTS);
-    match read_file(&path, limit) {
-        Err(error) if is_missing(&error) => {}
-        other => return other.map(|weights| (path, weights)),
-    }
-    let torch = directory.join(TORCH_WEIGHTS);
-    match torch::read_as_safetensors(&torch, limit) {
-        Err(error) if is_missing(&error) => {}
-        other => return other.map(|weights| (torch, weights)),
-    }
-    let split = [WEIGHTS, TORCH_WEIGHTS]
-        .iter()
-        .any(|name| directory.join(format!("{name}.index.json")).exists());
-    let reason = if split {
-        "it is missing: the weights are split over several files; save them as one \
-         (save_pretrained(DIRECTORY, max_shard_size=\"100GB\"))"
-    } else {
-        "it is missing, and pytorch_model.bin is missing too"
-    };
-    Err(unsupported(&path, reason))
 }
 
 #[cfg(test)]

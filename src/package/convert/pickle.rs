@@ -16,6 +16,8 @@ use std::collections::HashMap;
 
 use safetensors::Dtype;
 
+use super::file::quoted;
+
 /// Description of a pickle's fault, to be printed after the name of its file.
 type PickleFault = String;
 
@@ -39,11 +41,17 @@ const STORAGES: [(&str, Dtype); 9] = [
 /// each tensor.
 const MAX_AXES: usize = 8;
 
-/// Maximum number of values, of stack entries, of marks and of memo entries in a pickle: about 100
-/// MB of memory. Each tensor of a model needs about 30 values.
-const MOST_VALUES: usize = 1 << 20;
+/// Maximum number of values, of stack entries, of marks and of memo entries in a pickle. Each
+/// tensor of a model needs about 30 values.
+///
+/// With [`MOST_STEPS`] and [`MOST_TENSORS`], this bounds the memory by 200 MB: a value takes at
+/// most 100 bytes, twice while the list grows, and a tensor 160 more for its axes.
+const MOST_VALUES: usize = 1 << 18;
 /// Maximum number of instructions in a pickle.
 const MOST_STEPS: usize = 4 * MOST_VALUES;
+/// Maximum number of entries of the dictionary of tensors. Each is copied, and may name the same
+/// tensor as others.
+const MOST_TENSORS: usize = MOST_VALUES / 8;
 
 /// Name that a pickle may use.
 #[derive(Clone, Copy)]
@@ -110,11 +118,20 @@ pub(super) fn tensors(bytes: &[u8]) -> Result<Vec<(&str, Tensor<'_>)>, PickleFau
             "it does not contain a dictionary of tensors: save the model's state_dict()".to_owned()
         );
     };
+    if entries.len() > MOST_TENSORS {
+        return Err(format!(
+            "its pickle has {} tensors, over the limit of {MOST_TENSORS}",
+            entries.len()
+        ));
+    }
     let entries = entries.iter().map(|&(name, value)| {
         let name = machine.text(name)?;
         match &machine.values[value] {
             Value::Tensor(tensor) => Ok((name, tensor.clone())),
-            _ => Err(format!("{name:?} is not a tensor: save only the model's state_dict()")),
+            _ => {
+                let name = quoted(name);
+                Err(format!("{name} is not a tensor: save only the model's state_dict()"))
+            }
         }
     });
     entries.collect()
@@ -302,7 +319,7 @@ impl<'p> PickleMachine<'p> {
             ("torch._utils", "_rebuild_parameter") => Class::RebuildParameter,
             ("torch", _) if let Some((_, dtype)) = storage => Class::Storage(*dtype),
             _ => {
-                let name = format!("{module}.{name}").escape_debug().to_string();
+                let name = quoted(&format!("{module}.{name}"));
                 return Err(format!(
                     "its pickle refers to {name}, which no tensor needs and which may run code; \
                      Caxton did not run it"
@@ -416,7 +433,7 @@ mod tests {
             for before in [&b"\x80\x02"[..], b"\x80\x02}q\0X\x01\0\0\0a", b"\x80\x02N"] {
                 let pickle = [before, format!("c{module}\n{name}\n)R.").as_bytes()].concat();
                 let refusal = tensors(&pickle).unwrap_err();
-                let expected = format!("its pickle refers to {module}.{name}, ");
+                let expected = format!("its pickle refers to \"{module}.{name}\", ");
                 assert!(refusal.starts_with(&expected), "{refusal}");
             }
         }
@@ -437,13 +454,37 @@ mod tests {
             (b"\x8a\xff.", "damaged"),
             (b"\x87.", "damaged"),
             // A mark above the top of the stack, after entries below it were popped.
-            (b"N(Q", "damaged"),
+            (b"}N(bt.", "damaged"),
             (b"ctorch\nFloatStorage\n)R.", "damaged"),
         ];
         for (pickle, part) in cases {
             let refusal = tensors(pickle).unwrap_err();
             assert!(refusal.contains(part), "{pickle:?}: {refusal}");
         }
+    }
+
+    #[test]
+    fn errors_quote_only_the_start_of_names() {
+        let long = "a\u{1b}".repeat(1 << 20);
+        let length = u32::try_from(long.len()).unwrap().to_le_bytes();
+        let text = [&b"}X"[..], &length, long.as_bytes(), b"K\x01s."].concat();
+        for pickle in [text, format!("ctorch\n{long}\n.").into_bytes()] {
+            let refusal = tensors(&pickle).unwrap_err();
+            assert!(refusal.contains("a\\u{1b}") && refusal.len() < 700, "{}", refusal.len());
+        }
+    }
+
+    #[test]
+    fn dictionary_with_too_many_entries_is_refused() {
+        // One text and one value, which all entries share.
+        let mut pickle = b"}X\x01\0\0\0aq\0".to_vec();
+        pickle.extend(b"K\x01s");
+        for _ in 0..MOST_TENSORS {
+            pickle.extend(b"h\0h\0s");
+        }
+        pickle.push(b'.');
+        let refusal = tensors(&pickle).unwrap_err();
+        assert!(refusal.contains("has 32769 tensors, over the limit of 32768"), "{refusal}");
     }
 
     #[test]
@@ -470,7 +511,7 @@ mod tests {
             b"\x80\x02".repeat(MOST_STEPS + 2),
         ] {
             let refusal = tensors(&pickle).unwrap_err();
-            assert!(refusal.contains("more than 1048576 values"), "{refusal}");
+            assert!(refusal.contains("more than 262144 values"), "{refusal}");
         }
     }
 

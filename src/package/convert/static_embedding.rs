@@ -103,7 +103,7 @@ mod tests {
     use serde_json::Value;
     use tempfile::TempDir;
 
-    use super::super::ModelDirectory;
+    use super::super::{ModelDirectory, StatedSteps};
     use super::*;
     use crate::package::directory_fixture::{Values, safetensors, write_json};
     use crate::package::manifest::WEIGHTS;
@@ -124,6 +124,10 @@ mod tests {
         directory
     }
 
+    fn read_directory(path: &Path) -> Result<ModelDirectory, ModelDirectoryError> {
+        ModelDirectory::read(path, StatedSteps::default(), None)
+    }
+
     fn table(name: &str) -> Values<'_> {
         (name, vec![3, 2], vec![0.5; 6])
     }
@@ -133,7 +137,7 @@ mod tests {
         for path in ["", ".", "0_StaticEmbedding"] {
             for name in TABLES {
                 let directory = directory(path, &[table(name)], &Value::Null);
-                let source = ModelDirectory::read(directory.path()).unwrap();
+                let source = read_directory(directory.path()).unwrap();
                 assert_eq!((source.architecture, source.pooling), ("static", "mean"));
                 assert_eq!((source.dimensions, source.normalize), (2, true));
                 assert_eq!(source.max_sequence_length, 65_536);
@@ -150,7 +154,7 @@ mod tests {
         let class = |name: &str| json!({ "path": "", "type": format!("sentence_transformers.models.{name}") });
         let modules = json!([class("StaticEmbedding"), class("Pooling")]);
         write_json(directory.path(), "modules.json", &modules);
-        let message = ModelDirectory::read(directory.path()).unwrap_err().to_string();
+        let message = read_directory(directory.path()).unwrap_err().to_string();
         assert!(message.contains("found Pooling"), "{message}");
     }
 
@@ -158,7 +162,7 @@ mod tests {
     fn length_limit_comes_from_the_tokenizer() {
         let limit = |truncation: Value| {
             let directory = directory("", &[table(TABLES[0])], &truncation);
-            ModelDirectory::read(directory.path()).map(|source| source.max_sequence_length)
+            read_directory(directory.path()).map(|source| source.max_sequence_length)
         };
         assert_eq!(limit(json!({ "max_length": 512, "direction": "Right" })).unwrap(), 512);
         assert_eq!(limit(json!({ "max_length": 1_000_000 })).unwrap(), 65_536);
@@ -184,7 +188,7 @@ mod tests {
         ];
         for (tensors, part) in cases {
             let directory = directory("", &tensors, &Value::Null);
-            let message = ModelDirectory::read(directory.path()).unwrap_err().to_string();
+            let message = read_directory(directory.path()).unwrap_err().to_string();
             assert!(message.contains(WEIGHTS) && message.contains(part), "{message}");
         }
     }
@@ -195,7 +199,7 @@ mod tests {
         fs::remove_file(directory.path().join(WEIGHTS)).unwrap();
         let dense = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/torch/dense.bin");
         fs::copy(dense, directory.path().join("pytorch_model.bin")).unwrap();
-        let message = ModelDirectory::read(directory.path()).unwrap_err().to_string();
+        let message = read_directory(directory.path()).unwrap_err().to_string();
         assert!(message.contains("pytorch_model.bin: it contains neither"), "{message}");
     }
 }

@@ -9,15 +9,19 @@ use super::super::directory_fixture::{Layout, model_directory, write_json};
 use super::super::manifest::MAX_JSON;
 use super::*;
 
+fn read(directory: &Path) -> Result<ModelDirectory, ModelDirectoryError> {
+    ModelDirectory::read(directory, StatedSteps::default(), None)
+}
+
 fn refusal(directory: &Path) -> String {
-    ModelDirectory::read(directory).unwrap_err().to_string()
+    read(directory).unwrap_err().to_string()
 }
 
 #[test]
 fn both_layouts_describe_the_same_model() {
     for layout in [Layout::Two, Layout::Six] {
         let directory = model_directory(layout);
-        let source = ModelDirectory::read(directory.path()).unwrap();
+        let source = read(directory.path()).unwrap();
         assert_eq!(source.architecture, "bert");
         assert_eq!(source.dimensions, 3);
         assert_eq!(source.max_sequence_length, 32, "{layout:?}");
@@ -56,7 +60,7 @@ fn pooling_is_read_from_either_key() {
         let directory = model_directory(Layout::Six);
         config["embedding_dimension"] = json!(4);
         write_json(directory.path(), "1_Pooling/config.json", &config);
-        assert_eq!(ModelDirectory::read(directory.path()).unwrap().pooling, expected, "{config}");
+        assert_eq!(read(directory.path()).unwrap().pooling, expected, "{config}");
     }
 }
 
@@ -86,7 +90,7 @@ fn smallest_length_limit_applies() {
         write_json(path, "sentence_bert_config.json", &json!({ "max_seq_length": max_seq }));
         let tokenizer = json!({ "model_max_length": max_length });
         write_json(path, "tokenizer_config.json", &tokenizer);
-        let found = ModelDirectory::read(path).unwrap().max_sequence_length;
+        let found = read(path).unwrap().max_sequence_length;
         assert_eq!(found, expected, "{architecture} {max_seq} {max_length}");
     }
 }
@@ -96,9 +100,9 @@ fn older_transformer_configuration_names_are_read() {
     let directory = model_directory(Layout::Two);
     let path = directory.path();
     fs::remove_file(path.join("sentence_bert_config.json")).unwrap();
-    assert_eq!(ModelDirectory::read(path).unwrap().max_sequence_length, 48);
+    assert_eq!(read(path).unwrap().max_sequence_length, 48);
     write_json(path, "sentence_roberta_config.json", &json!({ "max_seq_length": 20 }));
-    assert_eq!(ModelDirectory::read(path).unwrap().max_sequence_length, 20);
+    assert_eq!(read(path).unwrap().max_sequence_length, 20);
 }
 
 #[test]
@@ -203,7 +207,7 @@ fn do_lower_case_needs_a_lowercasing_tokenizer() {
         write_json(path, "sentence_bert_config.json", &json!({ "do_lower_case": true }));
         write_json(path, "tokenizer_config.json", &json!({}));
         write_json(path, "tokenizer.json", &json!({ "normalizer": normalizer }));
-        match ModelDirectory::read(path) {
+        match read(path) {
             Ok(_) => assert!(accepted, "{normalizer}"),
             Err(error) => {
                 assert!(!accepted, "{normalizer}");
@@ -255,25 +259,22 @@ fn missing_files_are_named() {
     fs::remove_file(path.join("model.safetensors")).unwrap();
     let both = "model.safetensors: it is missing, and pytorch_model.bin is missing too";
     assert!(refusal(path).ends_with(both), "{}", refusal(path));
-    for index in ["model.safetensors.index.json", "pytorch_model.bin.index.json"] {
-        beside(path, index);
-        assert!(refusal(path).contains("split over several files"));
-        fs::remove_file(path.join(index)).unwrap();
-    }
     beside(path, "pytorch_model.bin");
     assert!(refusal(path).contains("pytorch_model.bin: it is not a zip archive"));
     fs::remove_file(path.join("tokenizer.json")).unwrap();
     assert!(refusal(path).contains("tokenizer.json: it is missing"));
-    for name in ["1_Pooling/config.json", "config.json", "modules.json"] {
+    for name in ["1_Pooling/config.json", "config.json"] {
         let directory = model_directory(Layout::Two);
         fs::remove_file(directory.path().join(name)).unwrap();
-        let error = ModelDirectory::read(directory.path()).unwrap_err();
+        let error = read(directory.path()).unwrap_err();
         assert_eq!(
             error.to_string(),
             format!("cannot open {}", directory.path().join(name).display())
         );
         assert!(error.source().is_some());
     }
+    let absent = path.join("absent");
+    assert_eq!(refusal(&absent), format!("cannot open {}", absent.display()));
 }
 
 #[test]
@@ -281,16 +282,16 @@ fn torch_weights_are_read_without_safetensors() {
     let torch = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/torch");
     let directory = model_directory(Layout::Two);
     let path = directory.path();
-    let untouched = ModelDirectory::read(path).unwrap();
+    let untouched = read(path).unwrap();
     for (from, module) in [("weights.bin", "."), ("dense.bin", "2_Dense")] {
         fs::copy(torch.join(from), path.join(module).join("pytorch_model.bin")).unwrap();
     }
     // sentence-transformers also prefers the safetensors file.
-    assert_eq!(ModelDirectory::read(path).unwrap().weights, untouched.weights);
+    assert_eq!(read(path).unwrap().weights, untouched.weights);
     for module in [".", "2_Dense"] {
         fs::remove_file(path.join(module).join("model.safetensors")).unwrap();
     }
-    let source = ModelDirectory::read(path).unwrap();
+    let source = read(path).unwrap();
     assert_eq!(source.weights_path, path.join("pytorch_model.bin"));
     let dense = &source.dense[0];
     assert_eq!(dense.path, path.join("2_Dense/pytorch_model.bin"));
@@ -323,7 +324,7 @@ fn invalid_json_error_names_the_file() {
     for text in ["", "{", "[]", "{\"model_type\": 3}", "\u{0}"] {
         let directory = model_directory(Layout::Two);
         fs::write(directory.path().join("config.json"), text).unwrap();
-        let error = ModelDirectory::read(directory.path()).unwrap_err();
+        let error = read(directory.path()).unwrap_err();
         assert!(matches!(error, ModelDirectoryError::Json { .. }), "{text:?}: {error}");
         assert!(error.to_string().contains("config.json"));
     }

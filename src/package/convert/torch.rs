@@ -16,7 +16,7 @@ use std::path::Path;
 use safetensors::tensor::TensorView;
 use zip::{CompressionMethod, ZipArchive};
 
-use super::file::{ModelDirectoryError, read_file, unsupported};
+use super::file::{ModelDirectoryError, quoted, read_file, unsupported};
 use super::pickle::{self, Tensor};
 
 const PICKLE: &str = "/data.pkl";
@@ -44,7 +44,7 @@ fn convert(bytes: &[u8], limit: u64) -> Result<Vec<u8>, String> {
             None => archive.content(&format!("/data/{}", tensor.storage))?,
         };
         storages.insert(tensor.storage, storage);
-        let refuse = |reason: &str| format!("tensor {name} {:?} {reason}", tensor.shape);
+        let refuse = |reason: &str| format!("tensor {} {:?} {reason}", quoted(name), tensor.shape);
         let data = values(&tensor, storage).map_err(refuse)?;
         total = total.saturating_add(data.len() as u64);
         if total > limit {
@@ -57,7 +57,7 @@ fn convert(bytes: &[u8], limit: u64) -> Result<Vec<u8>, String> {
     let mut views = BTreeMap::new();
     for (name, (dtype, shape, data)) in &converted {
         let view = TensorView::new(*dtype, shape.clone(), data);
-        views.insert(*name, view.map_err(|error| format!("tensor {name}: {error}"))?);
+        views.insert(*name, view.map_err(|error| format!("tensor {}: {error}", quoted(name)))?);
     }
     safetensors::serialize(views, None).map_err(|error| error.to_string())
 }
@@ -106,7 +106,7 @@ impl<'a> Archive<'a> {
     /// Returns the bytes of the file `name` in the directory, after a check of their CRC-32.
     fn content(&mut self, name: &str) -> Result<&'a [u8], String> {
         let name = format!("{}{name}", self.folder);
-        let damaged = |what: &dyn std::fmt::Display| format!("its file {name}: {what}");
+        let damaged = |what: &dyn std::fmt::Display| format!("its file {}: {what}", quoted(&name));
         let mut file = self.zip.by_name(&name).map_err(|error| damaged(&error))?;
         if file.compression() != CompressionMethod::Stored || file.encrypted() {
             return Err(damaged(&"it is compressed or encrypted, which torch never writes"));
@@ -227,7 +227,7 @@ mod tests {
     #[test]
     fn invalid_torch_file_is_refused_by_name() {
         let cases = [
-            ("malicious.bin", "refers to posix.system, which no tensor needs"),
+            ("malicious.bin", "refers to \"posix.system\", which no tensor needs"),
             ("alone.bin", "it does not contain a dictionary of tensors"),
             ("checkpoint.bin", "\"epoch\" is not a tensor"),
             ("legacy.bin", "it is not a zip archive, which torch writes since version 1.6"),
@@ -257,7 +257,7 @@ mod tests {
         let at = bytes.windows(4).position(|word| word == minus_one).unwrap();
         bytes[at + 3] = one[3];
         let message = refusal(&bytes);
-        assert!(message.contains("/data/0:"), "{message}");
+        assert!(message.contains("/data/0\":"), "{message}");
     }
 
     #[test]

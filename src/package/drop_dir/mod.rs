@@ -27,8 +27,10 @@ use super::SIDECARS;
 use super::digest::{Digest, HashingReader};
 use super::listing::is_absent;
 pub use super::listing::{
-    FileFingerprint, MAX_NAME, directory_id, is_package_name, list, list_with_id,
+    DirectoryListing, FileFingerprint, MAX_NAME, directory_id, is_dropped_file, is_package_name,
+    list, list_all,
 };
+pub use super::other_files::{OtherFiles, OtherFilesLog, OtherFilesNews, OtherKind};
 use super::store::{FreeSpace, NoSpace, StoreUse};
 use crate::files::{self, FileError, ReadOnce};
 pub use quarantine::{
@@ -119,8 +121,8 @@ pub enum Verdict {
         /// The resource that it lacked.
         lack: MissingResource,
     },
-    /// The file is wrong and could not be moved away.
-    Ignored,
+    /// The file is wrong and stays where it is. The text is the reason.
+    Ignored(String),
 }
 
 #[derive(Clone, Debug)]
@@ -194,6 +196,15 @@ impl DropScanner {
         }
     }
 
+    /// Makes the next scan retry all files that could not be installed: the disk that failed is back.
+    pub fn retry_failed(&mut self) {
+        for seen in self.files.values_mut() {
+            if matches!(seen.state, FilePhase::Judged(Verdict::Failed { .. })) {
+                seen.state = FilePhase::Settling;
+            }
+        }
+    }
+
     /// Records for the next scan that the writers have completed the files of these names.
     pub fn mark_complete(&mut self, names: BTreeSet<String>) {
         self.completed = names;
@@ -241,7 +252,7 @@ impl DropScanner {
                     )),
                 ),
                 FilePhase::Judged(Verdict::Refused(reason)) => (CONFIRM, Some(reason.clone())),
-                FilePhase::Judged(Verdict::Accepted | Verdict::Ignored) => continue,
+                FilePhase::Judged(Verdict::Accepted | Verdict::Ignored(_)) => continue,
             };
             let due = seen.unchanged_since + wait;
             match refusal {
@@ -255,6 +266,11 @@ impl DropScanner {
             }
         }
         round
+    }
+
+    /// Returns whether the last attempt to install `name` with its present contents failed.
+    pub fn has_failed(&self, name: &str) -> bool {
+        self.files.get(name).is_some_and(|seen| seen.failures > 0)
     }
 
     /// Records the result of an attempt to install `name` with the contents of `fingerprint`.
@@ -281,10 +297,95 @@ impl DropScanner {
         is_news
     }
 
-    /// Gives up on a file that cannot be moved away.
-    pub fn give_up(&mut self, name: &str) {
+    /// Gives up on a file that is wrong because of `reason` and cannot be moved away.
+    pub fn give_up(&mut self, name: &str, reason: String) {
         if let Some(seen) = self.files.get_mut(name) {
-            seen.state = FilePhase::Judged(Verdict::Ignored);
+            seen.state = FilePhase::Judged(Verdict::Ignored(reason));
+        }
+    }
+
+    /// Returns the files that are not installed, at most `most` of them, and the number of all. If
+    /// there are more, those that need an operator come first.
+    pub fn pending(&self, most: usize) -> (Vec<PendingFile>, usize) {
+        let mut found = Vec::new();
+        let mut count = 0;
+        for urgency in PendingState::BY_URGENCY {
+            for (name, seen) in &self.files {
+                let Some(state) = seen.pending_state().filter(|state| *state == urgency) else {
+                    continue;
+                };
+                count += 1;
+                if found.len() < most {
+                    found.push(seen.describe(name, state));
+                }
+            }
+        }
+        (found, count)
+    }
+}
+
+/// State of a file that is not installed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PendingState {
+    /// The file is new or has changed: the scanner waits until it stops changing.
+    Settling,
+    /// The file ends early: the scanner waits for the rest.
+    Incomplete,
+    /// The device has no capacity for the package now: it is retried.
+    Failed,
+    /// The file is wrong: it is quarantined, or stays and is not read again.
+    Refused,
+}
+
+impl PendingState {
+    const BY_URGENCY: [Self; 4] = [Self::Failed, Self::Refused, Self::Incomplete, Self::Settling];
+}
+
+/// A file that is not installed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PendingFile {
+    /// Name of the file.
+    pub name: String,
+    /// State of the file.
+    pub state: PendingState,
+    /// Size of the file in bytes; `None` for a directory.
+    pub bytes: Option<u64>,
+    /// Reason of the state, for operators.
+    pub reason: Option<String>,
+    /// Instant at which the package is read or retried, if nothing changes before.
+    pub retry_at: Option<Instant>,
+}
+
+impl FileState {
+    fn pending_state(&self) -> Option<PendingState> {
+        match &self.state {
+            FilePhase::Settling => Some(PendingState::Settling),
+            FilePhase::Judged(verdict) => match verdict {
+                Verdict::Accepted => None,
+                Verdict::Incomplete(_) => Some(PendingState::Incomplete),
+                Verdict::Failed { .. } => Some(PendingState::Failed),
+                Verdict::Refused(_) | Verdict::Ignored(_) => Some(PendingState::Refused),
+            },
+        }
+    }
+
+    fn describe(&self, name: &str, state: PendingState) -> PendingFile {
+        let (reason, wait) = match &self.state {
+            FilePhase::Settling => (None, Some(QUIET)),
+            FilePhase::Judged(Verdict::Accepted) => (None, None),
+            FilePhase::Judged(Verdict::Failed { reason, lack }) => {
+                (Some(reason.clone()), Some(lack.back_off(self.failures)))
+            }
+            FilePhase::Judged(
+                Verdict::Incomplete(reason) | Verdict::Refused(reason) | Verdict::Ignored(reason),
+            ) => (Some(reason.clone()), None),
+        };
+        PendingFile {
+            name: name.to_owned(),
+            state,
+            bytes: self.fingerprint.size(),
+            reason,
+            retry_at: wait.map(|wait| self.unchanged_since + wait),
         }
     }
 }

@@ -106,7 +106,7 @@ fn bad_file_is_refused_after_confirmation_time() {
     let late = ledger.observe(listing("1"), TIMEOUT, &room(), start + CONFIRM);
     let fingerprint = FileFingerprint("1".to_owned());
     assert_eq!(late.refused, [(NAME.to_owned(), fingerprint, "a bad digest".to_owned())]);
-    ledger.give_up(NAME);
+    ledger.give_up(NAME, "a bad digest".to_owned());
     assert_eq!(
         ledger.observe(listing("1"), TIMEOUT, &room(), start + TIMEOUT),
         ScanResult::default()
@@ -160,6 +160,22 @@ fn failure_is_retried_with_exponential_backoff() {
     );
     let next = ledger.observe(listing("2"), TIMEOUT, &room(), now).next;
     assert_eq!(next, Some(now + FIRST_RETRY));
+}
+
+#[test]
+fn failed_files_are_retried_when_disk_is_back() {
+    let start = Instant::now();
+    let mut ledger = DropScanner::default();
+    ledger.observe(listing("1"), TIMEOUT, &room(), start);
+    let fingerprint = FileFingerprint("1".to_owned());
+    ledger.record_result(NAME, &fingerprint, failed(MissingResource::Other), start);
+    let now = start + QUIET;
+    assert_eq!(ledger.observe(listing("1"), TIMEOUT, &room(), now).ready, []);
+    ledger.retry_failed();
+    assert_eq!(ledger.observe(listing("1"), TIMEOUT, &room(), now), ready("1"));
+    ledger.record_result(NAME, &fingerprint, Verdict::Accepted, now);
+    ledger.retry_failed();
+    assert_eq!(ledger.observe(listing("1"), TIMEOUT, &room(), now + QUIET), ScanResult::default());
 }
 
 #[test]
@@ -249,4 +265,38 @@ fn more_capacity_triggers_immediate_retry() {
             }
         }
     }
+}
+
+#[test]
+fn pending_files_are_bounded_and_urgent_ones_first() {
+    let start = Instant::now();
+    let mut ledger = DropScanner::default();
+    let fingerprint = |number: usize| FileFingerprint(format!("{number}:{number}:0.0:0.0"));
+    let listing: BTreeMap<_, _> =
+        (0..9).map(|number| (format!("{number}"), fingerprint(number))).collect();
+    ledger.observe(listing, TIMEOUT, &room(), start);
+    let mut judge = |number: usize, verdict: Verdict| {
+        ledger.record_result(&number.to_string(), &fingerprint(number), verdict, start);
+    };
+    judge(4, Verdict::Accepted);
+    judge(5, Verdict::Incomplete("half".to_owned()));
+    judge(6, Verdict::Refused("wrong".to_owned()));
+    judge(7, Verdict::Ignored("stays".to_owned()));
+    judge(8, failed(MissingResource::Other));
+    let (files, count) = ledger.pending(5);
+    assert_eq!(count, 8);
+    let names = Vec::from_iter(files.iter().map(|file| file.name.as_str()));
+    assert_eq!(names, ["8", "6", "7", "5", "0"]);
+    assert_eq!(
+        files[0],
+        PendingFile {
+            name: "8".to_owned(),
+            state: PendingState::Failed,
+            bytes: Some(8),
+            reason: Some("why".to_owned()),
+            retry_at: Some(start + FIRST_RETRY),
+        }
+    );
+    assert_eq!((files[2].reason.as_deref(), files[2].retry_at), (Some("stays"), None));
+    assert_eq!((files[4].state, files[4].retry_at), (PendingState::Settling, Some(start + QUIET)));
 }

@@ -13,12 +13,13 @@ use std::error::Error;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use super::convert::{ModelDirectory, ModelDirectoryError};
+use super::convert::{ModelDirectory, ModelDirectoryError, StatedSteps};
 use super::digest::{Digest, HashingWriter};
 use super::manifest::{
     CONFIG, FORMAT, MANIFEST, Manifest, ManifestError, Member, ModelId, Precision, SelfTest,
     TOKENIZER, Version, WEIGHTS, dense_file,
 };
+use super::matryoshka::trained_dimensions;
 use super::quantize::{QuantizeError, convert, convert_dense, native_precision};
 use super::registry::{KnownModel, find_known_model};
 use super::ustar::write_archive;
@@ -41,11 +42,11 @@ pub type RunSelfTest<'a> = dyn Fn(&Manifest, &PackageContents) -> Result<Vec<f32
 /// Parameters of [`pack`].
 #[derive(Clone, Debug, Default)]
 pub struct PackRequest {
-    /// Model directory in the format of sentence-transformers.
+    /// Model directory in the format of sentence-transformers or transformers.
     pub source: PathBuf,
     /// Model id; the name of the directory by default.
     pub id: Option<ModelId>,
-    /// Id or repository of the known model in the directory, if it differs from the id.
+    /// Id, other name or repository of the known model in the directory, if it differs from the id.
     pub original: Option<String>,
     /// Version; `1` by default.
     pub version: Option<Version>,
@@ -55,6 +56,15 @@ pub struct PackRequest {
     pub license: Option<String>,
     /// Revision of the directory in its source repository.
     pub revision: Option<String>,
+    /// Lengths to which vectors may be cut; those of the directory by default, or else those of the
+    /// published model with this id.
+    pub matryoshka_dimensions: Option<Vec<usize>>,
+    /// Pooling: `mean`, `cls`, `max` or `mean_sqrt_len`; that of the directory by default, or else
+    /// that of the known model.
+    pub pooling: Option<&'static str>,
+    /// Whether the vectors get length 1; as in the directory by default, or else as for the known
+    /// model.
+    pub normalize: Option<bool>,
 }
 
 /// Contents of a package's files, as they are packed.
@@ -190,9 +200,12 @@ pub fn pack(
     };
     let known = match &request.original {
         Some(name) => Some(find_known_model(name).ok_or_else(|| PackError::Unknown(name.clone()))?),
-        None => find_known_model(id.as_str()),
+        // Another name of a known model, such as that of the bundled model, may be the id of any
+        // model of the operator.
+        None => find_known_model(id.as_str()).filter(|known| known.id == id.as_str()),
     };
-    let source = ModelDirectory::read(&request.source)?;
+    let stated = StatedSteps { pooling: request.pooling, normalize: request.normalize };
+    let source = ModelDirectory::read(&request.source, stated, known)?;
     if let Some(known) = known {
         compare(known, &source)?;
     }
@@ -309,7 +322,7 @@ fn describe(
     }
     let known_license = known.and_then(|known| known.license);
     let license = request.license.as_deref().or(known_license).unwrap_or(UNKNOWN_LICENSE);
-    let manifest = Manifest {
+    let mut manifest = Manifest {
         format: FORMAT,
         id,
         version: match &request.version {
@@ -318,6 +331,10 @@ fn describe(
         },
         architecture: source.architecture.to_owned(),
         dimensions: source.dimensions,
+        matryoshka_dimensions: match &request.matryoshka_dimensions {
+            Some(lengths) => shorter_lengths(lengths, source.dimensions),
+            None => source.matryoshka_dimensions,
+        },
         max_sequence_length: source.max_sequence_length,
         precision,
         pooling: source.pooling.to_owned(),
@@ -337,7 +354,19 @@ fn describe(
             vector: vec![0.0; source.dimensions],
         },
     };
+    if request.matryoshka_dimensions.is_none() {
+        manifest.matryoshka_dimensions = trained_dimensions(&manifest).to_vec();
+    }
     Ok((manifest, contents))
+}
+
+/// Returns `lengths` in ascending order, without the length of the whole vectors.
+fn shorter_lengths(lengths: &[usize], dimensions: usize) -> Vec<usize> {
+    let mut shorter: Vec<usize> =
+        lengths.iter().copied().filter(|length| *length != dimensions).collect();
+    shorter.sort_unstable();
+    shorter.dedup();
+    shorter
 }
 
 fn member((name, contents): (String, &[u8])) -> Result<Member, ManifestError> {

@@ -120,6 +120,32 @@ fn request_overrides_defaults() {
 }
 
 #[test]
+fn trained_lengths_come_from_request_directory_or_id() {
+    let directory = model_directory(Layout::Two);
+    let lengths = |request: &PackRequest| {
+        packed(request).map(|(packed, _)| packed.manifest.matryoshka_dimensions)
+    };
+    let plain = request(directory.path());
+    assert_eq!(lengths(&plain).unwrap(), [0; 0]);
+    write_json(
+        directory.path(),
+        "config_sentence_transformers.json",
+        &json!({ "matryoshka_dimensions": [3, 2, 1, 2, 0] }),
+    );
+    assert_eq!(lengths(&plain).unwrap(), [1, 2]);
+    let asked = |lengths: &[usize]| PackRequest {
+        matryoshka_dimensions: Some(lengths.to_vec()),
+        ..plain.clone()
+    };
+    assert_eq!(lengths(&asked(&[3, 2])).unwrap(), [2]);
+    assert_eq!(lengths(&asked(&[])).unwrap(), [0; 0]);
+    for wrong in [0, 4] {
+        let error = lengths(&asked(&[wrong])).unwrap_err();
+        assert!(error.source().unwrap().to_string().contains("from 1 to less than 3"), "{error}");
+    }
+}
+
+#[test]
 fn id_defaults_to_valid_directory_name() {
     let outer = tempfile::tempdir().unwrap();
     for (name, valid) in [("my-model.v2", true), ("my model", false), ("-x", false)] {
@@ -167,6 +193,39 @@ fn known_model_gets_missing_facts() {
     let prompts: Vec<_> = manifest.prompts.values().collect();
     assert_eq!(prompts, ["passage: ", "query: "]);
     assert_eq!(manifest.default_prompt, None);
+}
+
+#[test]
+fn known_model_supplies_steps_of_plain_directory() {
+    let directory = e5_directory();
+    let path = directory.path();
+    fs::remove_file(path.join("modules.json")).unwrap();
+    for name in ["1_Pooling", "2_Dense"] {
+        fs::remove_dir_all(path.join(name)).unwrap();
+    }
+    let original = Some("intfloat/multilingual-e5-small".to_owned());
+    let known = PackRequest { original, ..request(path) };
+    let (packed_known, _) = packed(&known).unwrap();
+    assert_eq!(packed_known.manifest.pooling, "mean");
+    assert!(packed_known.manifest.normalize);
+    let stated = PackRequest { pooling: Some("max"), normalize: Some(false), ..request(path) };
+    let (packed_stated, _) = packed(&stated).unwrap();
+    assert_eq!(packed_stated.manifest.pooling, "max");
+    assert!(!packed_stated.manifest.normalize);
+    let message = packed(&request(path)).unwrap_err().source().unwrap().to_string();
+    assert!(message.contains("--original"), "{message}");
+}
+
+#[test]
+fn other_name_of_known_model_is_only_an_original() {
+    let directory = model_directory(Layout::Two);
+    let id = Some("bundled-mini".parse().unwrap());
+    let named = PackRequest { id, ..request(directory.path()) };
+    let (packed_named, _) = packed(&named).unwrap();
+    assert_eq!(packed_named.manifest.source, None);
+    let original = Some("bundled-mini".to_owned());
+    let error = packed(&PackRequest { original, ..named }).unwrap_err();
+    assert!(matches!(error, PackError::Contradiction { .. }), "{error}");
 }
 
 #[test]

@@ -141,6 +141,9 @@ impl Store {
             Err(StoreError::File(error)) if error.disk_failed() => {}
             written => written?,
         }
+        if was_corrupt {
+            self.disk.notify();
+        }
         Ok(was_corrupt || was_unread)
     }
 

@@ -203,9 +203,9 @@ fn cause(error: &FileError) -> String {
 }
 
 impl Store {
-    /// Sets a callback that is called when an entry is found to be corrupt or unreadable, and when
-    /// the disk begins to refuse writes or accepts them again. Any thread may call it. Only the
-    /// first callback is kept.
+    /// Sets a callback that is called when an entry is found to be corrupt or unreadable, when it is
+    /// intact again, and when the disk begins to refuse writes or accepts them again. Any thread may
+    /// call it. Only the first callback is kept.
     pub fn on_attention(&self, attention: impl Fn() + Send + Sync + 'static) {
         drop(self.disk.attention.set(Box::new(attention)));
     }

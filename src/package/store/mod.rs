@@ -26,10 +26,13 @@
 //! runtime may call them.
 
 mod access_counts;
+mod approval;
+mod clean_up;
 mod contents;
 mod disk;
 mod disk_condition;
 mod error;
+mod file_checks;
 mod free_space;
 mod origin_files;
 mod rollback;
@@ -58,6 +61,8 @@ use super::unpack::{Durability, PackageHeader, UnpackError, UnpackedPackage, unp
 use super::unpack_limits::UnpackLimits;
 use crate::base::errors::chain;
 use crate::files::{self, FileError};
+pub use approval::{Approval, ApprovalError};
+pub use clean_up::{RemovalReason, RemovedModel};
 pub use disk::StoreContents;
 use disk::{Locks, unless_disk_failed};
 use disk_condition::{DiskCondition, make_directories};
@@ -290,6 +295,7 @@ impl Store {
         let vouched = signer.is_some() || origin.is_bundled();
         let disabled = index.get(&key).and_then(|entry| entry.disabled.clone());
         let disabled = trust::after_vouching(disabled, vouched);
+        let is_repair = corrupt.is_some();
         let record = InstallRecord::untested(&unpacked, origin, signer, now, corrupt);
         let manifest = Arc::new(unpacked.manifest);
         let accesses = AccessStats::default();
@@ -313,6 +319,9 @@ impl Store {
         self.insert_directory(directory, &key)?;
         self.disk.forget(&key);
         self.index().insert(entry.clone());
+        if is_repair {
+            self.disk.notify();
+        }
         Ok(StoreInstall { entry, existed: false })
     }
 

@@ -2,9 +2,10 @@
 //!
 //! A rollback is a mark in the record of an entry. The newest mark applies, until a version above
 //! all others is installed after it. One rollback writes one record, so a crash at any moment
-//! leaves the old choice or the new one.
+//! leaves the old choice or the new one. A rollback to a version that waits for approval approves
+//! it.
 
-use super::super::entry::{EntryKey, StoreEntry};
+use super::super::entry::{EntryKey, StoreEntry, canonical_name};
 use super::super::install_record::Timestamp;
 use super::super::manifest::ModelId;
 use super::{Store, StoreError};
@@ -16,7 +17,7 @@ pub enum RollbackTarget {
     Previous,
     /// This version, or the one with this revision.
     To(String),
-    /// The highest version again.
+    /// The highest approved version again.
     Clear,
 }
 
@@ -72,9 +73,12 @@ impl Store {
         id: &str,
         rollback: &RollbackTarget,
     ) -> Result<RollbackResult, RollbackError> {
+        let id = &*canonical_name(id);
         if id.contains('@') {
             return Err(RollbackError::NamesVersion(id.to_owned()));
         }
+        // Without the lock, the version that is selected here could be removed before it is marked.
+        let _writing = self.writing();
         let entries = self.entries().filtered(|entry| entry.is_named(id));
         let from = entries.resolve(id).ok_or_else(|| RollbackError::Unknown(id.to_owned()))?;
         let from = from.clone();
@@ -109,13 +113,22 @@ impl Store {
         Ok(RollbackResult { from, to: to.clone() })
     }
 
-    fn mark(&self, key: &EntryKey, chosen_at: Option<Timestamp>) -> Result<(), StoreError> {
-        let _writing = self.writing();
+    /// Sets or clears the mark of an entry. A mark approves the entry. The caller holds `writing`.
+    pub(super) fn mark(
+        &self,
+        key: &EntryKey,
+        chosen_at: Option<Timestamp>,
+    ) -> Result<(), StoreError> {
         let mut entry = self.entry(key)?;
         entry.record.chosen_at = chosen_at;
+        entry.record.awaits_approval &= chosen_at.is_none();
+        let awaits_approval = entry.record.awaits_approval;
         // Write the disk first: a mark that exists only in memory would be lost at the next start.
         self.write_record(&entry)?;
-        self.index().update(key, |entry| entry.record.chosen_at = chosen_at);
+        self.index().update(key, |entry| {
+            entry.record.chosen_at = chosen_at;
+            entry.record.awaits_approval = awaits_approval;
+        });
         Ok(())
     }
 }

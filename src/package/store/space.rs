@@ -130,19 +130,32 @@ pub(super) fn entries_to_remove(
     let (replaced, others): (Vec<_>, Vec<_>) = others.partition(|other| replaces(incoming, other));
     let mut leaving = Vec::from_iter(replaced.into_iter().map(|other| other.key.clone()));
     if !incoming.is_bundled {
-        // The oldest access decides, so take the records with the current accesses.
-        let records = Vec::from_iter(others.iter().map(|other| other.current_record()));
-        let occupants = others.iter().zip(&records).map(|(other, record)| RemovalCandidate {
-            key: &other.key,
-            size: other.manifest.total_size(),
-            record,
-            kept: keep(other),
-        });
         let size = incoming.manifest.total_size();
-        let victims = select_removals(&Vec::from_iter(occupants), size, quota)?;
-        leaving.extend(victims.into_iter().cloned());
+        let victims = with_candidates(&others, &keep, |candidates| {
+            let victims = select_removals(candidates, size, quota)?;
+            Ok(victims.into_iter().cloned().collect::<Vec<_>>())
+        });
+        leaving.extend(victims?);
     }
     Ok(leaving)
+}
+
+/// Calls `select` with `entries` as candidates for a removal. `keep` returns `true` for entries that
+/// must not be removed.
+pub(super) fn with_candidates<T>(
+    entries: &[&StoreEntry],
+    keep: &impl Fn(&StoreEntry) -> bool,
+    select: impl FnOnce(&[RemovalCandidate<'_, &EntryKey>]) -> T,
+) -> T {
+    // The oldest access decides, so take the records with the current accesses.
+    let records = Vec::from_iter(entries.iter().map(|entry| entry.current_record()));
+    let candidates = entries.iter().zip(&records).map(|(entry, record)| RemovalCandidate {
+        key: &entry.key,
+        size: entry.manifest.total_size(),
+        record,
+        kept: keep(entry),
+    });
+    select(&Vec::from_iter(candidates))
 }
 
 /// Returns whether `new` replaces `old`: both are bundled and have the same id and version, but

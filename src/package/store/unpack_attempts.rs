@@ -39,7 +39,7 @@ const LAST_PAUSE: Duration = Duration::from_secs(24 * 3600);
 /// daemon.
 const MOST_FILES: usize = 64;
 /// Maximum size of the list: above the size of [`MOST_FILES`] names and fingerprints.
-const MAX_SIZE: u64 = 256 << 10;
+const MAX_SIZE: u64 = 512 << 10;
 
 /// An unpacking that began and has not ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

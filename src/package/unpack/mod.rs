@@ -8,6 +8,8 @@
 //! [`Durability::Synced`] is requested. A stream that ends too early always gives
 //! [`UnpackError::Truncated`], at any position.
 
+mod check;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -21,6 +23,7 @@ use super::unpack_limits::UnpackLimits;
 use super::zstd_frame::{FrameError, ZstdFrame};
 use crate::base::units::Bytes;
 use crate::files::{self, WriteOnce};
+pub use check::{PackageCheck, check_package};
 
 /// Buffer size in bytes for copying a member.
 const COPY_BUFFER: usize = 1 << 16;

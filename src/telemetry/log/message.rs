@@ -132,8 +132,16 @@ messages! {
     PackageStays: Warning, "package-stays", "ab537f2d805f482b825124128e87a34f", [file];
     /// An id resolves to another version because of a rollback.
     ModelRolledBack: Informational, "model-rolled-back", "0430591027a3465893711ef4c4de8dda", [from, to];
-    /// A model was removed because the store was full.
-    StoreLimit: Informational, "store-limit", "99102c54724248a9be1adec323e3a735", [model];
+    /// A corrupt version does not answer for its id; an earlier one does.
+    VersionSubstituted: Warning, "version-substituted", "d9692592a32f44ffa7316114c381e7d9", [from, to];
+    /// No earlier version answers for a corrupt version of the id any more.
+    VersionRestored: Informational, "version-restored", "1505476317264d418717dfbc6a09c460", [model];
+    /// A version was installed and waits for the approval of an administrator.
+    UpdateWaiting: Informational, "update-waiting", "caf94ba99bc4445e9a2cf90374e7c6ae", [model, current];
+    /// An administrator approved a version.
+    ModelApproved: Informational, "model-approved", "00325e7200b34dd59bf61a10078103ef", [model];
+    /// A model was removed because of the limits of the store, or because it was not used.
+    StoreLimit: Informational, "store-limit", "99102c54724248a9be1adec323e3a735", [model, reason];
     /// An operation on the store failed.
     StoreFailed: Error, "store-failed", "02b9709612f2444aa8d40762a480e077", [error];
     /// An entry of the store cannot be read.
@@ -145,6 +153,12 @@ messages! {
     /// A file is missing from the drop directory, but the directory is not the one in which the
     /// file was seen. The model stays.
     DropDirectoryReplaced: Warning, "drop-directory-replaced", "e2b4d08c57a14f3b8b6f1a9c40d7e35f", [file, model];
+    /// A further drop directory is not there.
+    DropDirectoryAbsent: Informational, "drop-directory-absent", "3f4be1c9c0ab4ba2a2f47b4c5e0b6c8e", [directory, reason];
+    /// A further drop directory is there again.
+    DropDirectoryPresent: Informational, "drop-directory-present", "b0a9d7c15e474f0fb8d2c86b1f4f3a19", [directory];
+    /// A file of a drop directory is not a package.
+    NotAPackage: Warning, "not-a-package", "9c2d6e0b7a1f4d7e8b35f06a4be9d2c4", [directory, reason];
     /// The files of a stored model differ from the installed ones.
     IntegrityFailure: Critical, "integrity-failure", "32d2a2dd8e534a58a2ac04b8523faa6d", [model, error];
     /// A directory for packages cannot be read or created.
@@ -163,6 +177,8 @@ messages! {
     ModelDoesNotFit: Warning, "model-does-not-fit", "7f69f17dcfc0454c9e63d0c94978fbce", [model, bytes, headroom_bytes];
     /// A model was unloaded because it was idle, or on request.
     ModelUnloaded: Informational, "model-unloaded", "87c16313c6bd46d4841dc1980fc7affa", [model, reason];
+    /// The memory of an unloaded model was not returned to the system.
+    MemoryNotReleased: Warning, "memory-not-released", "4ebb1ea365d6417fbb53cc6d26fc2a31", [model, bytes, freed_bytes, mapped_bytes];
     /// A model was evicted because memory was short.
     ModelEvicted: Informational, "model-evicted", "0c86db54ecf3424aad04fac4bdf8516c", [model, reason, freed_bytes, duration_ms];
     /// An administrator has pinned or unpinned a model.
@@ -185,7 +201,7 @@ messages! {
     PressureSourceFailed: Warning, "pressure-source-failed", "afd3deef52a74fcb833c7110f5442122", [error];
     /// The kernel does not report all memory counters.
     MemoryUnknown: Warning, "memory-unknown", "17855cb9a26a41d2874d258a8aa82311", [error];
-    /// An administrator has unloaded every model that is not pinned.
+    /// An administrator has unloaded models that are not pinned, or has cleared caches.
     MemoryFlushed: Informational, "memory-flushed", "fb47a024d69d4a5ea93fe60837b78d96", [freed_bytes, duration_ms];
     /// An administrator has set another memory limit.
     MemoryLimitSet: Informational, "memory-limit-set", "28f751a0c6954c8ab7974bf6780e6d42", [limit];

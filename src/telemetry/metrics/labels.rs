@@ -34,6 +34,7 @@ pub(super) const FALLBACK_REASONS: &[&str] = &[
     "model_failed",
     "model_ended",
     "model_loading",
+    "model_not_approved",
     "memory_limit",
     "memory_pressure",
     OTHER,
@@ -90,6 +91,83 @@ impl UnloadLabel {
     }
 }
 
+/// Reason for the removal of a model from the store by Caxton itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreEvictionLabel {
+    /// A limit of the store was reached.
+    Limit,
+    /// Other content of the same version replaced it.
+    Replaced,
+    /// The model was unused for a long time.
+    Unused,
+}
+
+impl StoreEvictionLabel {
+    pub(super) const ALL: [Self; 3] = [Self::Limit, Self::Replaced, Self::Unused];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Limit => "limit",
+            Self::Replaced => "replaced",
+            Self::Unused => "unused",
+        }
+    }
+}
+
+/// Result of an attempt to install a package.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InstallLabel {
+    /// The model is installed.
+    Installed,
+    /// Exactly this package was installed already.
+    Existed,
+    /// The package is wrong.
+    Refused(FailureType),
+    /// The package ends early, changed while it was read, or lacks its signature.
+    Incomplete,
+    /// The configuration allows bundled packages only.
+    KeptOut,
+    /// The memory does not suffice for the model.
+    Memory,
+    /// The store rejected the package, or could not write it.
+    Store,
+    /// The daemon or the machine is at fault.
+    Failed,
+    /// The daemon was stopping.
+    Stopping,
+}
+
+impl InstallLabel {
+    /// Labels of all results.
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        let others = [
+            Self::Installed,
+            Self::Existed,
+            Self::Incomplete,
+            Self::KeptOut,
+            Self::Memory,
+            Self::Store,
+            Self::Failed,
+            Self::Stopping,
+        ];
+        others.into_iter().chain(FailureType::ALL.map(Self::Refused))
+    }
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Installed => "installed",
+            Self::Existed => "existed",
+            Self::Refused(failure) => failure.name(),
+            Self::Incomplete => "incomplete",
+            Self::KeptOut => "kept_out",
+            Self::Memory => "memory",
+            Self::Store => "store",
+            Self::Failed => "failed",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
 /// Fault of a model's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureType {
@@ -137,23 +215,27 @@ impl FailureType {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct ModelLabels {
     pub(super) model_id: String,
+    pub(super) version: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct FailureLabels {
     pub(super) model_id: String,
+    pub(super) version: String,
     pub(super) failure_type: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct LeaseLabels {
     pub(super) model_id: String,
+    pub(super) version: String,
     pub(super) cache: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct UnloadLabels {
     pub(super) model_id: String,
+    pub(super) version: String,
     pub(super) reason: &'static str,
 }
 
@@ -173,22 +255,48 @@ pub(super) struct ReasonLabels {
     pub(super) reason: &'static str,
 }
 
-pub(super) fn model_labels(id: &str) -> ModelLabels {
-    ModelLabels { model_id: id.to_owned() }
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct StatusLabels {
+    pub(super) status: &'static str,
 }
 
-pub(super) fn lease_labels(id: &str) -> impl Iterator<Item = LeaseLabels> {
-    LeaseOutcome::ALL
-        .into_iter()
-        .map(|outcome| LeaseLabels { model_id: id.to_owned(), cache: outcome.name() })
+/// Splits `id@version`. A text without `@` is an id with an empty version.
+fn split(model: &str) -> (String, String) {
+    let (id, version) = model.split_once('@').unwrap_or((model, ""));
+    (id.to_owned(), version.to_owned())
 }
 
-pub(super) fn failure_labels(id: &str) -> impl Iterator<Item = FailureLabels> {
-    FailureType::ALL
-        .into_iter()
-        .map(|failure| FailureLabels { model_id: id.to_owned(), failure_type: failure.name() })
+pub(super) fn model_labels(model: &str) -> ModelLabels {
+    let (model_id, version) = split(model);
+    ModelLabels { model_id, version }
 }
 
-pub(super) fn unload_labels(id: &str, all: [UnloadLabel; 2]) -> impl Iterator<Item = UnloadLabels> {
-    all.into_iter().map(|label| UnloadLabels { model_id: id.to_owned(), reason: label.name() })
+pub(super) fn lease_label(model: &str, outcome: LeaseOutcome) -> LeaseLabels {
+    let (model_id, version) = split(model);
+    LeaseLabels { model_id, version, cache: outcome.name() }
+}
+
+pub(super) fn lease_labels(model: &str) -> impl Iterator<Item = LeaseLabels> {
+    LeaseOutcome::ALL.into_iter().map(|outcome| lease_label(model, outcome))
+}
+
+pub(super) fn failure_label(model: &str, failure: FailureType) -> FailureLabels {
+    let (model_id, version) = split(model);
+    FailureLabels { model_id, version, failure_type: failure.name() }
+}
+
+pub(super) fn failure_labels(model: &str) -> impl Iterator<Item = FailureLabels> {
+    FailureType::ALL.into_iter().map(|failure| failure_label(model, failure))
+}
+
+pub(super) fn unload_label(model: &str, label: UnloadLabel) -> UnloadLabels {
+    let (model_id, version) = split(model);
+    UnloadLabels { model_id, version, reason: label.name() }
+}
+
+pub(super) fn unload_labels(
+    model: &str,
+    all: [UnloadLabel; 2],
+) -> impl Iterator<Item = UnloadLabels> {
+    all.into_iter().map(move |label| unload_label(model, label))
 }

@@ -6,7 +6,8 @@
 //!
 //! Invariants:
 //! 1. Labels are bounded: routes are those of [`Metrics::new`], reasons and outcomes are constants
-//!    of this program, and models are the installed ones. Data from clients is never a label.
+//!    of this program, and models and versions are the installed ones. Data from clients is never
+//!    a label.
 //! 2. A series exists with the value zero before its first count, because `rate()` ignores a series
 //!    that appears with its first count. The exceptions are outcomes that are not in [`OUTCOMES`].
 //! 3. Names end in their base unit, and counters in `_total`
@@ -29,14 +30,17 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-pub use labels::{CANCELED, FailureType, INTERNAL, LeaseOutcome, OK, UnloadLabel};
+pub use labels::{
+    CANCELED, FailureType, INTERNAL, InstallLabel, LeaseOutcome, OK, StoreEvictionLabel,
+    UnloadLabel,
+};
 pub use observed::{ObservedModel, ObservedState, Stall};
 pub use text::Format;
 
 use labels::{
     FALLBACK_REASONS, FailureLabels, LeaseLabels, ModelLabels, OTHER, OUTCOMES, ReasonLabels,
-    RequestLabels, StageLabels, UnloadLabels, failure_labels, lease_labels, model_labels,
-    unload_labels,
+    RequestLabels, StageLabels, StatusLabels, UnloadLabels, failure_label, failure_labels,
+    lease_label, lease_labels, model_labels, unload_label, unload_labels,
 };
 
 /// Prefix of every name.
@@ -65,7 +69,7 @@ pub struct Metrics(Arc<Inner>);
 struct Inner {
     routes: &'static [&'static str],
     registry: Registry,
-    /// Ids of models that have series.
+    /// Models that have series, as `id@version`.
     models: Mutex<BTreeSet<String>>,
     requests: Family<RequestLabels, Counter>,
     stages: Family<StageLabels, Histogram>,
@@ -78,6 +82,8 @@ struct Inner {
     evictions: Family<UnloadLabels, Counter>,
     unloads: Family<UnloadLabels, Counter>,
     installs: Histogram,
+    install_results: Family<StatusLabels, Counter>,
+    store_evictions: Family<ReasonLabels, Counter>,
     fallbacks: Family<ReasonLabels, Counter>,
 }
 
@@ -116,6 +122,8 @@ impl Metrics {
             evictions: Family::default(),
             unloads: Family::default(),
             installs: load_times(),
+            install_results: Family::default(),
+            store_evictions: Family::default(),
             fallbacks: Family::default(),
         };
         let metrics = Self(Arc::new(inner.registered()));
@@ -125,7 +133,8 @@ impl Metrics {
 
     /// Creates the series that do not belong to a model, with the value zero.
     fn begin(&self) {
-        let Inner { routes, requests, stages, fallbacks, .. } = &*self.0;
+        let Inner { routes, requests, stages, fallbacks, install_results, store_evictions, .. } =
+            &*self.0;
         for route in routes.iter().copied().chain([OTHER]) {
             for outcome in OUTCOMES {
                 drop(requests.get_or_create(&RequestLabels { route, outcome }));
@@ -136,6 +145,12 @@ impl Metrics {
         }
         for reason in FALLBACK_REASONS {
             drop(fallbacks.get_or_create(&ReasonLabels { reason }));
+        }
+        for label in InstallLabel::all() {
+            drop(install_results.get_or_create(&StatusLabels { status: label.name() }));
+        }
+        for label in StoreEvictionLabel::ALL {
+            drop(store_evictions.get_or_create(&ReasonLabels { reason: label.name() }));
         }
         self.begin_model("");
     }
@@ -167,40 +182,38 @@ impl Metrics {
         self.0.batch_tokens.observe(tokens as f64);
     }
 
-    /// Counts a request for the installed model `id`.
-    pub fn count_lease(&self, id: &str, outcome: LeaseOutcome) {
-        self.begin_model(id);
-        let labels = LeaseLabels { model_id: id.to_owned(), cache: outcome.name() };
-        self.0.leases.get_or_create(&labels).inc();
+    /// Counts a request for the installed `model`, which is `id@version` here and below.
+    pub fn count_lease(&self, model: &str, outcome: LeaseOutcome) {
+        self.begin_model(model);
+        self.0.leases.get_or_create(&lease_label(model, outcome)).inc();
     }
 
-    /// Records that the installed model `id` was loaded.
-    pub fn count_load(&self, id: &str, took: Duration) {
-        self.begin_model(id);
-        self.0.loads.get_or_create(&model_labels(id)).observe(took.as_secs_f64());
+    /// Records that the installed `model` was loaded.
+    pub fn count_load(&self, model: &str, took: Duration) {
+        self.begin_model(model);
+        self.0.loads.get_or_create(&model_labels(model)).observe(took.as_secs_f64());
     }
 
-    /// Counts a failed load of the installed model `id`.
-    pub fn count_load_failure(&self, id: &str) {
-        self.begin_model(id);
-        self.0.load_failures.get_or_create(&model_labels(id)).inc();
+    /// Counts a failed load of the installed `model`.
+    pub fn count_load_failure(&self, model: &str) {
+        self.begin_model(model);
+        self.0.load_failures.get_or_create(&model_labels(model)).inc();
     }
 
     /// Counts bytes that failed validation.
     ///
-    /// `id` is the id of an installed model, and `None` for a package that was not installed: the
-    /// id that such a package claims is not verified.
-    pub fn count_validation_failure(&self, id: Option<&str>, failure: FailureType) {
-        let id = id.unwrap_or_default();
-        self.begin_model(id);
-        let labels = FailureLabels { model_id: id.to_owned(), failure_type: failure.name() };
-        self.0.validation_failures.get_or_create(&labels).inc();
+    /// `model` is an installed model, and `None` for a package that was not installed: the id that
+    /// such a package claims is not verified.
+    pub fn count_validation_failure(&self, model: Option<&str>, failure: FailureType) {
+        let model = model.unwrap_or_default();
+        self.begin_model(model);
+        self.0.validation_failures.get_or_create(&failure_label(model, failure)).inc();
     }
 
-    /// Counts an eviction or unloading of the installed model `id`.
-    pub fn count_unload(&self, id: &str, label: UnloadLabel) {
-        self.begin_model(id);
-        let labels = UnloadLabels { model_id: id.to_owned(), reason: label.name() };
+    /// Counts an eviction or unloading of the installed `model`.
+    pub fn count_unload(&self, model: &str, label: UnloadLabel) {
+        self.begin_model(model);
+        let labels = unload_label(model, label);
         match label {
             UnloadLabel::Pressure | UnloadLabel::Displaced => {
                 self.0.evictions.get_or_create(&labels).inc()
@@ -212,6 +225,18 @@ impl Metrics {
     /// Records the duration of a package's installation.
     pub fn count_install(&self, took: Duration) {
         self.0.installs.observe(took.as_secs_f64());
+    }
+
+    /// Counts an attempt to install a package.
+    pub fn count_install_result(&self, label: InstallLabel) {
+        let labels = StatusLabels { status: label.name() };
+        self.0.install_results.get_or_create(&labels).inc();
+    }
+
+    /// Counts a model that Caxton removed from the store by itself.
+    pub fn count_store_eviction(&self, label: StoreEvictionLabel) {
+        let labels = ReasonLabels { reason: label.name() };
+        self.0.store_evictions.get_or_create(&labels).inc();
     }
 
     /// Counts a request that a fallback answered. `reason` is the error code that the requested
@@ -243,27 +268,28 @@ impl Metrics {
     /// models.
     fn keep_models<'a>(&self, installed: impl Iterator<Item = &'a String>) {
         let installed: BTreeSet<&String> = installed.collect();
-        installed.iter().for_each(|id| self.begin_model(id));
+        installed.iter().for_each(|model| self.begin_model(model));
         let gone: Vec<String> = {
             let mut models = self.models();
-            let gone = models.iter().filter(|id| !id.is_empty() && !installed.contains(id));
+            let gone =
+                models.iter().filter(|model| !model.is_empty() && !installed.contains(model));
             let gone = gone.cloned().collect();
-            models.retain(|id| id.is_empty() || installed.contains(id));
+            models.retain(|model| model.is_empty() || installed.contains(model));
             gone
         };
-        gone.iter().for_each(|id| self.0.forget(id));
+        gone.iter().for_each(|model| self.0.forget(model));
     }
 
-    /// Creates the series of the model `id` with the value zero. The empty id means packages that
-    /// were not installed.
-    fn begin_model(&self, id: &str) {
+    /// Creates the series of `model` with the value zero. The empty text means packages that were
+    /// not installed.
+    fn begin_model(&self, model: &str) {
         let mut models = self.models();
-        if models.contains(id) {
+        if models.contains(model) {
             return;
         }
-        models.insert(id.to_owned());
+        models.insert(model.to_owned());
         drop(models);
-        self.0.begin(id);
+        self.0.begin(model);
     }
 
     fn models(&self) -> MutexGuard<'_, BTreeSet<String>> {
@@ -273,35 +299,35 @@ impl Metrics {
 }
 
 impl Inner {
-    fn begin(&self, id: &str) {
-        failure_labels(id).for_each(|of| drop(self.validation_failures.get_or_create(&of)));
-        if id.is_empty() {
+    fn begin(&self, model: &str) {
+        failure_labels(model).for_each(|of| drop(self.validation_failures.get_or_create(&of)));
+        if model.is_empty() {
             return;
         }
-        lease_labels(id).for_each(|of| drop(self.leases.get_or_create(&of)));
-        unload_labels(id, UnloadLabel::EVICTIONS)
+        lease_labels(model).for_each(|of| drop(self.leases.get_or_create(&of)));
+        unload_labels(model, UnloadLabel::EVICTIONS)
             .for_each(|of| drop(self.evictions.get_or_create(&of)));
-        unload_labels(id, UnloadLabel::UNLOADS)
+        unload_labels(model, UnloadLabel::UNLOADS)
             .for_each(|of| drop(self.unloads.get_or_create(&of)));
-        drop(self.loads.get_or_create(&model_labels(id)));
-        drop(self.load_failures.get_or_create(&model_labels(id)));
+        drop(self.loads.get_or_create(&model_labels(model)));
+        drop(self.load_failures.get_or_create(&model_labels(model)));
     }
 
-    fn forget(&self, id: &str) {
-        for of in failure_labels(id) {
+    fn forget(&self, model: &str) {
+        for of in failure_labels(model) {
             self.validation_failures.remove(&of);
         }
-        for of in lease_labels(id) {
+        for of in lease_labels(model) {
             self.leases.remove(&of);
         }
-        for of in unload_labels(id, UnloadLabel::EVICTIONS) {
+        for of in unload_labels(model, UnloadLabel::EVICTIONS) {
             self.evictions.remove(&of);
         }
-        for of in unload_labels(id, UnloadLabel::UNLOADS) {
+        for of in unload_labels(model, UnloadLabel::UNLOADS) {
             self.unloads.remove(&of);
         }
-        self.loads.remove(&model_labels(id));
-        self.load_failures.remove(&model_labels(id));
+        self.loads.remove(&model_labels(model));
+        self.load_failures.remove(&model_labels(model));
     }
 
     /// Registers every family under its name.
@@ -351,6 +377,17 @@ impl Inner {
             "Duration of an installation, from the first read of the package",
             &self.installs,
         );
+        add.family(
+            "model_install",
+            "Attempts to install a package, by their result",
+            &self.install_results,
+        );
+        add.family(
+            "model_cache_evictions",
+            "Models that were removed from the store to stay within its limits (limit), for other \
+             content of the same version (replaced), or because they were unused (unused)",
+            &self.store_evictions,
+        );
         add.family("fallback", "Requests that a fallback answered, by the reason", &self.fallbacks);
         self.registry = registry;
         self
@@ -395,20 +432,24 @@ mod tests {
     #[test]
     fn every_series_starts_at_zero() {
         let metrics = Metrics::new(ROUTES);
-        let samples = scrape(&metrics, &["mini"]);
+        let samples = scrape(&metrics, &["mini@1"]);
         for series in [
             r#"caxton_requests_total{route="/v1/embeddings",outcome="ok"}"#,
             r#"caxton_requests_total{route="other",outcome="overloaded"}"#,
             r#"caxton_request_duration_seconds_count{stage="queue"}"#,
             r#"caxton_batch_tokens_count"#,
-            r#"caxton_model_requests_total{model_id="mini",cache="miss"}"#,
-            r#"caxton_model_load_time_seconds_count{model_id="mini"}"#,
-            r#"caxton_model_validation_failures_total{model_id="mini",failure_type="corrupt"}"#,
-            r#"caxton_model_validation_failures_total{model_id="",failure_type="signature"}"#,
-            r#"caxton_model_evictions_total{model_id="mini",reason="pressure"}"#,
+            r#"caxton_model_requests_total{model_id="mini",version="1",cache="miss"}"#,
+            r#"caxton_model_load_time_seconds_count{model_id="mini",version="1"}"#,
+            r#"caxton_model_validation_failures_total{model_id="mini",version="1",failure_type="corrupt"}"#,
+            r#"caxton_model_validation_failures_total{model_id="",version="",failure_type="signature"}"#,
+            r#"caxton_model_evictions_total{model_id="mini",version="1",reason="pressure"}"#,
             r#"caxton_model_install_duration_seconds_count"#,
-            r#"caxton_model_memory_usage_bytes{model_id="mini"}"#,
+            r#"caxton_model_memory_usage_bytes{model_id="mini",version="1"}"#,
             r#"caxton_model_cache_size_bytes"#,
+            r#"caxton_model_cache_evictions_total{reason="unused"}"#,
+            r#"caxton_model_install_total{status="installed"}"#,
+            r#"caxton_model_install_total{status="self_test"}"#,
+            r#"caxton_package_retries_total"#,
             r#"caxton_fallback_total{reason="memory_pressure"}"#,
         ] {
             assert_eq!(samples.get(series), Some(&0.0), "{series}");
@@ -424,13 +465,15 @@ mod tests {
         metrics.count_request(None, "route_not_found");
         metrics.observe_stages(Stages { total: Duration::from_millis(3), ..Stages::default() });
         metrics.count_batch(4, 100);
-        metrics.count_lease("mini", LeaseOutcome::Hit);
-        metrics.count_unload("mini", UnloadLabel::Displaced);
-        metrics.count_unload("mini", UnloadLabel::Idle);
+        metrics.count_lease("mini@1", LeaseOutcome::Hit);
+        metrics.count_unload("mini@1", UnloadLabel::Displaced);
+        metrics.count_unload("mini@1", UnloadLabel::Idle);
         metrics.count_validation_failure(None, FailureType::Digest);
+        metrics.count_install_result(InstallLabel::Refused(FailureType::Digest));
+        metrics.count_store_eviction(StoreEvictionLabel::Limit);
         metrics.count_fallback("memory_limit");
         metrics.count_fallback("unknown");
-        let samples = scrape(&metrics, &["mini"]);
+        let samples = scrape(&metrics, &["mini@1"]);
         for (series, value) in [
             (r#"caxton_requests_total{route="/v1/embeddings",outcome="ok"}"#, 1.0),
             (r#"caxton_requests_total{route="/v1/embeddings",outcome="overloaded"}"#, 1.0),
@@ -439,10 +482,18 @@ mod tests {
             (r#"caxton_request_duration_seconds_sum{stage="total"}"#, 0.003),
             (r#"caxton_request_duration_seconds_count{stage="queue"}"#, 1.0),
             (r#"caxton_batch_tokens_sum"#, 100.0),
-            (r#"caxton_model_requests_total{model_id="mini",cache="hit"}"#, 1.0),
-            (r#"caxton_model_evictions_total{model_id="mini",reason="displaced"}"#, 1.0),
-            (r#"caxton_model_unloads_total{model_id="mini",reason="idle"}"#, 1.0),
-            (r#"caxton_model_validation_failures_total{model_id="",failure_type="digest"}"#, 1.0),
+            (r#"caxton_model_requests_total{model_id="mini",version="1",cache="hit"}"#, 1.0),
+            (
+                r#"caxton_model_evictions_total{model_id="mini",version="1",reason="displaced"}"#,
+                1.0,
+            ),
+            (r#"caxton_model_unloads_total{model_id="mini",version="1",reason="idle"}"#, 1.0),
+            (
+                r#"caxton_model_validation_failures_total{model_id="",version="",failure_type="digest"}"#,
+                1.0,
+            ),
+            (r#"caxton_model_install_total{status="digest"}"#, 1.0),
+            (r#"caxton_model_cache_evictions_total{reason="limit"}"#, 1.0),
             (r#"caxton_fallback_total{reason="memory_limit"}"#, 1.0),
             (r#"caxton_fallback_total{reason="other"}"#, 1.0),
         ] {
@@ -453,21 +504,21 @@ mod tests {
     #[test]
     fn removed_model_has_no_series() {
         let metrics = Metrics::new(ROUTES);
-        metrics.count_lease("gone", LeaseOutcome::Miss);
-        metrics.count_load("gone", Duration::from_millis(20));
-        metrics.count_load_failure("gone");
-        metrics.count_unload("gone", UnloadLabel::Pressure);
-        metrics.count_validation_failure(Some("gone"), FailureType::Corrupt);
+        metrics.count_lease("gone@1", LeaseOutcome::Miss);
+        metrics.count_load("gone@1", Duration::from_millis(20));
+        metrics.count_load_failure("gone@1");
+        metrics.count_unload("gone@1", UnloadLabel::Pressure);
+        metrics.count_validation_failure(Some("gone@1"), FailureType::Corrupt);
         assert!(
-            scrape(&metrics, &["gone"]).keys().any(|series| series.contains("model_id=\"gone\""))
+            scrape(&metrics, &["gone@1"]).keys().any(|series| series.contains("model_id=\"gone\""))
         );
-        let samples = scrape(&metrics, &["mini"]);
+        let samples = scrape(&metrics, &["mini@1"]);
         let left: Vec<_> =
             samples.keys().filter(|series| series.contains("model_id=\"gone\"")).collect();
         assert_eq!(left, [""; 0]);
         // The counts start at zero when the model is installed again.
-        let samples = scrape(&metrics, &["gone"]);
-        let series = r#"caxton_model_requests_total{model_id="gone",cache="miss"}"#;
+        let samples = scrape(&metrics, &["gone@1"]);
+        let series = r#"caxton_model_requests_total{model_id="gone",version="1",cache="miss"}"#;
         assert_eq!(samples.get(series), Some(&0.0));
     }
 }

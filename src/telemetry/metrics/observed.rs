@@ -50,15 +50,21 @@ pub struct ObservedState {
     pub requests_limit: u64,
     /// Time lost to memory shortage; empty if the kernel does not count it.
     pub stalls: Vec<Stall>,
-    /// Total size of the files of installed models.
+    /// Total size of the files of installed models that count towards the limit.
     pub cache: u64,
     /// Limit of that size.
     pub cache_limit: u64,
+    /// Free space of the store's file system; `None` if it cannot be measured.
+    pub disk_free: Option<u64>,
+    /// Packages on their way by state.
+    pub packages: BTreeMap<&'static str, usize>,
+    /// Attempts to install a package that had failed before.
+    pub package_retries: u64,
     /// Maximum number of queued requests of one model.
     pub queue_limit: usize,
     /// Maximum number of queued tokens of one model.
     pub queue_limit_tokens: usize,
-    /// Installed models by id. Versions of one id are added up.
+    /// Installed models as `id@version`. Revisions of one version are added up.
     pub models: BTreeMap<String, ObservedModel>,
 }
 
@@ -73,6 +79,8 @@ pub struct ObservedModel {
     pub waiting: usize,
     /// Tokens of the queued requests.
     pub waiting_tokens: usize,
+    /// Time of the last use in seconds since 1970, or of the installation before the first use.
+    pub last_used: u64,
 }
 
 /// Share of time in which tasks waited for memory (pressure stall information).
@@ -89,6 +97,11 @@ pub struct Stall {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct VersionLabels {
     version: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabels {
+    state: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -117,7 +130,30 @@ impl ObservedState {
             ConstCounter::new(self.log_records_lost),
         );
         self.register_memory(&mut add);
+        self.register_store(&mut add);
         self.register_models(&mut add);
+    }
+
+    fn register_store(&self, add: &mut GaugeRegistrar<'_>) {
+        add.bytes(
+            "model_cache_size_bytes",
+            "Size of the files of installed models, without bundled ones",
+            self.cache,
+        );
+        add.bytes("model_cache_limit_bytes", "Limit of that size", self.cache_limit);
+        if let Some(free) = self.disk_free {
+            add.bytes("disk_free_bytes", "Free space of the store's file system", free);
+        }
+        let packages = Family::<StateLabels, Bytes>::default();
+        for (state, count) in &self.packages {
+            packages.get_or_create(&StateLabels { state }).set(*count as u64);
+        }
+        add.registry.register("packages", "Packages on their way, by state", packages);
+        add.registry.register(
+            "package_retries",
+            "Attempts to install a package that had failed before",
+            ConstCounter::new(self.package_retries),
+        );
     }
 
     fn register_memory(&self, add: &mut GaugeRegistrar<'_>) {
@@ -169,8 +205,6 @@ impl ObservedState {
     }
 
     fn register_models(&self, add: &mut GaugeRegistrar<'_>) {
-        add.bytes("model_cache_size_bytes", "Size of the files of installed models", self.cache);
-        add.bytes("model_cache_limit_bytes", "Limit of that size", self.cache_limit);
         add.number(
             "queue_limit_requests",
             "Maximum number of queued requests of one model",
@@ -185,12 +219,14 @@ impl ObservedState {
         let resident = Family::<ModelLabels, Bytes>::default();
         let waiting = Family::<ModelLabels, Number>::default();
         let waiting_tokens = Family::<ModelLabels, Number>::default();
-        for (id, model) in &self.models {
-            let labels = model_labels(id);
+        let last_used = Family::<ModelLabels, Bytes>::default();
+        for (name, model) in &self.models {
+            let labels = model_labels(name);
             memory.get_or_create(&labels).set(model.memory);
             resident.get_or_create(&labels).set(u64::from(model.resident));
             waiting.get_or_create(&labels).set(model.waiting as f64);
             waiting_tokens.get_or_create(&labels).set(model.waiting_tokens as f64);
+            last_used.get_or_create(&labels).set(model.last_used);
         }
         let registry = &mut *add.registry;
         registry.register(
@@ -204,6 +240,11 @@ impl ObservedState {
             "queue_tokens",
             "Tokens of the queued requests of the model",
             waiting_tokens,
+        );
+        registry.register(
+            "model_last_used_timestamp_seconds",
+            "Time of the last use of the model, or of its installation before the first use",
+            last_used,
         );
     }
 }

@@ -106,15 +106,23 @@ fn record_with_path_as_file_name_is_rejected() {
     let path = place.record();
     let good: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     let upwards = format!("../../../{}", victim.file_name().unwrap().to_str().unwrap());
-    for name in [victim.to_str().unwrap(), &upwards] {
+    let remove_with = |name: &str| {
         let mut record = good.clone();
         record["origin"] = json!({ "dropped": { "files": { name: "" } } });
         fs::write(&path, record.to_string()).unwrap();
-        let (code, stderr) = place.model(&["remove", "m"]);
+        let removed = place.model(&["remove", "m"]);
+        assert_eq!(fs::read_to_string(victim.join("file")).unwrap(), "of root");
+        removed
+    };
+    let indirect = format!("/tmp/..{}", victim.display());
+    for name in [&upwards, &indirect] {
+        let (code, stderr) = remove_with(name);
         assert_eq!(code, DATA, "{stderr}");
         assert!(stderr.contains("is not the name of a package file"), "{stderr}");
-        assert_eq!(fs::read_to_string(victim.join("file")).unwrap(), "of root");
     }
+    // A path names a file of a further drop directory, from which nothing is removed.
+    let (code, stderr) = remove_with(victim.to_str().unwrap());
+    assert_eq!(code, 0, "{stderr}");
 }
 
 #[test]

@@ -81,7 +81,7 @@ fn self_test_fails_without_enough_address_space() {
             .unwrap()
     };
     let enough = test(256);
-    assert_eq!(String::from_utf8_lossy(&enough.stdout), "\"passed\"\n", "{enough:?}");
+    assert!(enough.stdout.starts_with(b"{\"passed\":{"), "{enough:?}");
     let little = test(1);
     assert!(!String::from_utf8_lossy(&little.stdout).contains("passed"), "{little:?}");
 }

@@ -40,23 +40,41 @@ fn request(route: &str) -> Option<Request> {
         "/api/embeddings" => post(route, json!({ "prompt": "a", "model": "other@9" })),
         "/api/show" => post(route, json!({ "model": "none-such" })),
         "/v1/rank" => post(route, json!({ "query": "a", "documents": ["b"], "model": "other@9" })),
-        "/embed" | "/embed_all" | "/tokenize" => post(route, json!({ "inputs": "a" })),
+        "/v1/rerank" | "/v2/rerank" => {
+            post(route, json!({ "query": "a", "documents": ["b"], "model": "bundled" }))
+        }
+        "/v1/embed" | "/v2/embed" => post(route, json!({ "texts": ["a"], "model": "other@9" })),
+        "/embeddings" => post(route, json!({ "input": "a", "model": "other:9" })),
+        // A different case must not find the model of the other tenant.
+        "/api/pull" => post(route, json!({ "model": "Bundled-mini" })),
+        "/api/generate" => post(route, json!({ "model": "other:9", "keep_alive": 0 })),
+        "/api/chat" => post(route, json!({ "model": "other:9" })),
+        "/api/push" | "/api/create" | "/api/copy" => post(route, json!({ "model": "none-such" })),
+        "/api/delete" => Some(("DELETE", route.to_owned(), "{}".to_owned())),
+        "/ping" => get(route),
+        "/embed" | "/invocations" | "/embed_all" | "/tokenize" => {
+            post(route, json!({ "inputs": "a" }))
+        }
         "/embed_sparse" | "/predict" | "/rerank" => post(route, json!({ "inputs": "a" })),
         "/similarity" => {
             post(route, json!({ "inputs": { "source_sentence": "a", "sentences": ["b"] } }))
         }
         "/decode" => post(route, json!({ "ids": [[5]] })),
+        "/api/blobs/{digest}" => get("/api/blobs/sha256:0"),
         // The answer names the machine's default model, whose health it reports.
         "/readyz" => None,
         // These routes are only for administrators: tests/it/admin.rs.
         "/api/configuration"
         | "/api/memory/flush"
         | "/api/memory/limit"
+        | "/api/memory/load"
         | "/api/memory/models/{name}/load"
         | "/api/memory/models/{name}"
         | "/api/packages/{name}/verify"
+        | "/api/packages/{name}/validate"
         | "/api/packages/{name}/export"
-        | "/api/packages/{name}/rollback" => None,
+        | "/api/packages/{name}/rollback"
+        | "/api/packages/{name}/approve" => None,
         _ => panic!("{route}: decide what a tenant may see there"),
     }
 }
@@ -79,9 +97,13 @@ fn with_two_tenants() -> Daemon {
     }
     daemon.embeddings(&json!({ "input": "a", "model": "other" }));
     fs::write(daemon.drop_directory().join("refused-secret.model.tar.zst"), "no package").unwrap();
+    fs::write(daemon.drop_directory().join("refused-secret.gguf"), "no package").unwrap();
+    daemon.wait_event_with(Message::NotAPackage, &["refused-secret"]);
     daemon.wait_event_with(Message::PackageRefused, &["refused-secret"]);
     daemon.until("the refused package in the status", || {
-        daemon.status()["quarantine"].to_string().contains("refused-secret").then_some(())
+        let status = daemon.status();
+        let is_shown = |part: &str| status[part].to_string().contains("refused-secret");
+        (is_shown("quarantine") && is_shown("intake")).then_some(())
     });
     daemon
 }

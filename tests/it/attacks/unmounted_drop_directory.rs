@@ -77,6 +77,38 @@ fn unmounted_drop_directory_keeps_models_and_rollback() {
     drop(daemon.stop());
 }
 
+/// Checks that an unmounted directory is scanned when something happens, and not without pause.
+#[test]
+fn unmounted_drop_directory_is_scanned_with_pauses() {
+    let test = "unmounted_drop_directory_is_scanned_with_pauses";
+    let Some((daemon, _volume)) = with_unmounted_directory(test) else { return };
+    let scans = || daemon.log().iter().filter(|line| line.contains("is scanned")).count();
+    let before = scans();
+    assert!(before > 0);
+    // A package causes a few events, each of which causes a few scans.
+    until_looked(&daemon, "n");
+    let after = scans() - before;
+    assert!(after < 50, "{after} scans");
+    drop(daemon.stop());
+}
+
+#[test]
+fn degraded_state_ends_when_models_without_files_are_removed() {
+    let test = "degraded_state_ends_when_models_without_files_are_removed";
+    let Some((mut daemon, _volume)) = with_unmounted_directory(test) else { return };
+    let readiness = |daemon: &Daemon| String::from_utf8(daemon.get("/readyz").body).unwrap();
+    daemon.until("the degraded state", || {
+        readiness(&daemon).contains("the drop directory was replaced").then_some(())
+    });
+    for name in ["m@1", "m@2"] {
+        let removed = daemon.cli().args(["model", "remove", name]).output().unwrap();
+        assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
+    }
+    scan(&mut daemon, 603);
+    daemon.until("the end of the degraded state", || (readiness(&daemon) == "ok\n").then_some(()));
+    drop(daemon.stop());
+}
+
 #[test]
 fn files_of_replacing_drop_directory_count() {
     let test = "files_of_replacing_drop_directory_count";

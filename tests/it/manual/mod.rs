@@ -162,7 +162,7 @@ fn manual_examples_succeed() {
     fs::create_dir(place.path().join("conf.d")).unwrap();
     for (name, text) in [
         ("texts.txt", "The pump runs hot.\n"),
-        ("texts.jsonl", "\"The pump runs hot.\"\n"),
+        ("texts.jsonl", "\"The pump runs hot.\"\n\"The bearing is worn.\"\n\"A red car.\"\n"),
         ("conf.d/50-site.yaml", "log: { level: warn }\n"),
     ] {
         fs::write(place.path().join(name), text).unwrap();

@@ -51,6 +51,9 @@ fn declared(path: &str, item: &str) -> Vec<Declared> {
 
 /// Returns the JSON type of a Rust type.
 fn json_type(rust: &str) -> String {
+    if rust == "Vec<usize>" {
+        return "list of whole numbers".to_owned();
+    }
     let inner = |name: &str| rust.strip_prefix(name)?.strip_suffix('>').map(json_type);
     if let Some(inner) = inner("Vec<") {
         return format!("list of {inner}");
@@ -181,5 +184,14 @@ fn fields_and_variants_are_found_with_their_documentation() {
     let fields = declared("src/package/manifest.rs", "struct Manifest");
     let optional: Vec<_> =
         fields.iter().filter(|field| field.is_optional).map(|field| field.name.as_str()).collect();
-    assert_eq!(optional, ["dense", "prompts", "default_prompt", "languages", "source", "revision"]);
+    let expected = [
+        "matryoshka_dimensions",
+        "dense",
+        "prompts",
+        "default_prompt",
+        "languages",
+        "source",
+        "revision",
+    ];
+    assert_eq!(optional, expected);
 }

@@ -24,7 +24,11 @@ impl Connection {
 
     /// Opens a connection; fails when the daemon does not listen any more.
     pub(crate) fn try_open(socket: &Path) -> io::Result<Self> {
-        let stream = UnixStream::connect(socket)?;
+        Self::over(UnixStream::connect(socket)?)
+    }
+
+    /// Uses an open connection.
+    pub(crate) fn over(stream: UnixStream) -> io::Result<Self> {
         stream.set_read_timeout(Some(BOUND))?;
         stream.set_write_timeout(Some(BOUND))?;
         Ok(Self { stream: BufReader::new(stream) })

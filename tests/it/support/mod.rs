@@ -55,6 +55,11 @@ pub(crate) fn golden(name: &str) -> PathBuf {
 /// Packs the model in `tests/golden/{name}` with the command line and returns the bytes of the
 /// package.
 pub(crate) fn pack(name: &str, id: &str, version: &str) -> Vec<u8> {
+    pack_with(name, id, version, &[])
+}
+
+/// Packs the model in `tests/golden/{name}` like [`pack`], with more `arguments`.
+pub(crate) fn pack_with(name: &str, id: &str, version: &str, arguments: &[&str]) -> Vec<u8> {
     let place = tempfile::tempdir().unwrap();
     let output = place.path().join("packed.model.tar.zst");
     let packed = cli()
@@ -62,6 +67,7 @@ pub(crate) fn pack(name: &str, id: &str, version: &str) -> Vec<u8> {
         .arg(golden(name))
         .arg("--output")
         .arg(&output)
+        .args(arguments)
         .output()
         .unwrap();
     assert!(packed.status.success(), "{}", String::from_utf8_lossy(&packed.stderr));

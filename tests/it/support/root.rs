@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{Daemon, cli, pack, tiny_package};
+use super::{Daemon, cli, pack_with, tiny_package};
 
 /// Directories of one daemon at a time, in which it may be started repeatedly.
 #[derive(Debug)]
@@ -27,11 +27,13 @@ impl Root {
         root
     }
 
-    /// Creates a root with a second model, `other`, which is not loaded before a request for it.
+    /// Creates a root with a second model, `other`, which is not loaded before a request for it. Its
+    /// package states that it was trained for vectors of 16 and 32 numbers too.
     pub(crate) fn with_other() -> Self {
         let root = Self::new().with("memory.preload_models", json!([]));
-        fs::write(root.bundled().join("other-2.model.tar.zst"), pack("tiny-e5", "other", "2"))
-            .unwrap();
+        let trained = ["--matryoshka-dimensions", "32,16"];
+        let package = pack_with("tiny-e5", "other", "2", &trained);
+        fs::write(root.bundled().join("other-2.model.tar.zst"), package).unwrap();
         root
     }
 

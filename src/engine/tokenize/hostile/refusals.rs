@@ -18,6 +18,7 @@ fn unsupported_part_is_refused_by_name() {
         |from: Value, to: &str| json!({"type": "Replace", "pattern": from, "content": to});
     let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true});
     let sequence = |steps: Vec<Value>| json!({"type": "Sequence", "normalizers": steps});
+    let spacing = json!({"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null, "lowercase": true});
     for (place, value, expected) in [
         (
             "/pre_tokenizer",
@@ -70,6 +71,11 @@ fn unsupported_part_is_refused_by_name() {
             "/normalizer",
             sequence(vec![json!({"type": "NFKC"}), doubling()]),
             "more than one of Precompiled, NFKC, NFKD",
+        ),
+        (
+            "/normalizer",
+            sequence(vec![spacing; 2]),
+            "more than one BertNormalizer with handle_chinese_chars",
         ),
         (
             "/normalizer",
@@ -138,6 +144,11 @@ fn contradictory_post_processor_is_refused() {
             "special token \"<s>\" of the post-processor has 0 ids and 1 tokens",
         ),
         (single.clone(), token(json!([0, 1])), "has 2 ids and 1 tokens"),
+        (
+            single.clone(),
+            json!({"<s>": {"id": "<t>", "ids": [0], "tokens": ["<s>"]}}),
+            "special token \"<s>\" of the post-processor has another id, \"<t>\"",
+        ),
         (single.clone(), json!({}), "does not define its special token \"<s>\""),
         (second, json!({}), "does not take a single text exactly once"),
         (json!([]), json!({}), "does not take a single text exactly once"),

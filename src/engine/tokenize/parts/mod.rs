@@ -9,7 +9,8 @@
 //! 1. The time for a text is proportional to its length: each regular expression is known, and each
 //!    processes a text in one pass.
 //! 2. A normalizer turns a byte into at most a few characters: a replacement that expands a text
-//!    occurs only once, and at most one of Precompiled, NFKC and NFKD occurs.
+//!    occurs only once, at most one of Precompiled, NFKC and NFKD occurs, and at most one
+//!    BertNormalizer puts spaces around Chinese characters.
 
 mod decoder;
 mod post_processor;
@@ -224,6 +225,14 @@ pub(super) fn normalizer(section: &RawValue) -> Result<Option<NormalizerWrapper>
     if charsmaps.count() + compositions.count() > 1 {
         return Err(unsupported(
             "a sequence of normalizers with more than one of Precompiled, NFKC, NFKD",
+        ));
+    }
+    let spacing =
+        |step: &&Normalizer| matches!(step, Normalizer::Bert { handle_chinese_chars: true, .. });
+    if steps.iter().filter(spacing).count() > 1 {
+        return Err(unsupported(
+            "a sequence of normalizers with more than one BertNormalizer with \
+             handle_chinese_chars",
         ));
     }
     let mut replaced = Vec::new();

@@ -120,7 +120,14 @@ fn template(
     special_tokens: &BTreeMap<String, SpecialToken>,
 ) -> Result<SurroundingTokens, EngineError> {
     for (name, token) in special_tokens {
-        if *name != token.id || token.ids.len() != token.tokens.len() || token.ids.is_empty() {
+        if *name != token.id {
+            return Err(mismatch(format!(
+                "the special token {} of the post-processor has another id, {}",
+                quote(name),
+                quote(&token.id)
+            )));
+        }
+        if token.ids.len() != token.tokens.len() || token.ids.is_empty() {
             return Err(mismatch(format!(
                 "the special token {} of the post-processor has {} ids and {} tokens",
                 quote(name),

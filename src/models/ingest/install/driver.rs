@@ -7,7 +7,7 @@ use std::io::Read;
 use super::{InstallError, InstallRules, Installation, verify_and_store};
 use crate::base::errors::{chain, errno};
 use crate::engine::{EngineOptions, Footprint};
-use crate::models::ingest::selftest::SelfTester;
+use crate::models::ingest::selftest::{SelfTestFigures, SelfTester};
 use crate::models::residency::load;
 use crate::models::residency::model_state::Reservation;
 use crate::package::{
@@ -22,6 +22,15 @@ pub(super) type ReserveFn<'a> =
 
 /// Function that checks whether the model of an announced package can fit into memory.
 pub(super) type FitsFn<'a> = &'a dyn Fn(&PackageHeader<'_>) -> Result<(), InstallError>;
+
+/// Figures of a model whose self-test has passed.
+#[derive(Clone, Copy, Debug)]
+pub struct MeasuredModel {
+    /// Figures that the self-test measured.
+    pub figures: SelfTestFigures,
+    /// Estimate of the memory of the model.
+    pub footprint: Footprint,
+}
 
 /// Sequence of steps that installs packages into `store`. The [module](super) lists the states.
 pub struct InstallDriver<'a> {
@@ -73,7 +82,9 @@ impl<'a> InstallDriver<'a> {
         let entry = &mut installed.entry;
         if entry.record.status == InstallStatus::Untested {
             installed.removed = self.finish(&entry.key)?;
-            entry.record.status = InstallStatus::Available;
+            if let Some(finished) = self.store.entries().get(&entry.key) {
+                *entry = finished.clone();
+            }
         }
         Ok(installed)
     }
@@ -93,11 +104,8 @@ impl<'a> InstallDriver<'a> {
         }
         // Count the attempt before the first byte is read: reading alone may crash the process.
         self.store.begin_test(key)?;
-        let tested = self.test(key, self.options).or_else(|error| {
-            let options = error.retry_options(key, self.options).ok_or(error)?;
-            self.test(key, options)
-        });
-        let finished = tested.and_then(|()| {
+        let finished = self.measure(key).and_then(|_measured| {
+            self.store.hold_update(key, self.rules.holds_updates)?;
             let kept = self.rules.protected_keys(&self.store.entries());
             let keep = |entry: &StoreEntry| kept.contains(&entry.key);
             let removed = self.store.activate(key, self.rules.quota, keep)?;
@@ -125,7 +133,23 @@ impl<'a> InstallDriver<'a> {
         finished
     }
 
-    fn test(&self, key: &EntryKey, options: EngineOptions) -> Result<(), InstallError> {
+    /// Loads the model of an entry in another process, runs its self-test, and returns the
+    /// measured figures. Does not change the entry.
+    ///
+    /// # Errors
+    /// Fails if the model does not work, or if the self-test cannot run.
+    pub fn measure(&self, key: &EntryKey) -> Result<MeasuredModel, InstallError> {
+        self.test(key, self.options).or_else(|error| {
+            let options = error.retry_options(key, self.options).ok_or(error)?;
+            self.test(key, options)
+        })
+    }
+
+    pub(super) fn store(&self) -> &Store {
+        self.store
+    }
+
+    fn test(&self, key: &EntryKey, options: EngineOptions) -> Result<MeasuredModel, InstallError> {
         if self.tester.is_stopped() {
             return Err(InstallError::Stopping);
         }
@@ -133,6 +157,7 @@ impl<'a> InstallDriver<'a> {
         // The configuration reveals a model that this version cannot run: reject it before a child
         // is started.
         let footprint: Footprint = load::footprint::<InstallError>(self.store, key, options)?;
-        self.tester.test(self.store, key, &footprint, options)
+        let figures = self.tester.test(self.store, key, &footprint, options)?;
+        Ok(MeasuredModel { figures, footprint })
     }
 }

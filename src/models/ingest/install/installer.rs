@@ -3,7 +3,7 @@
 //! Operations run one at a time, outside the async runtime. An operation that has begun runs to its
 //! end, even if its caller is cancelled. Each operation reports removed entries to the manager.
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,21 +13,24 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinError;
 use tokio_util::task::TaskTracker;
 
-use super::{InstallDriver, InstallError, InstallRules, Installation, RemoveError, remove};
+use super::{
+    InstallDriver, InstallError, InstallProgress, InstallRules, Installation, RemoveError,
+    Validation, remove,
+};
 use crate::base::errors::{chain, errno};
+use crate::base::units::Bytes;
 use crate::engine;
 use crate::files;
 use crate::models::ingest::selftest::SelfTester;
-use crate::models::residency::load::footprint_of;
+use crate::models::residency::load::{footprint, footprint_of};
 use crate::models::{ManagerHandle, ModelError};
 use crate::package::drop_dir::FileFingerprint;
 use crate::package::{
-    Consent, EntryKey, Origin, PackageBytes, PackageHeader, RollbackError, RollbackResult,
-    RollbackTarget, Sidecars, Store, StoreEntry, StoreError,
+    Consent, EntryKey, Origin, PackageBytes, PackageHeader, Sidecars, Store, StoreEntry, StoreError,
 };
 use crate::telemetry::events::Event;
 use crate::telemetry::log::Message;
-use crate::telemetry::metrics::FailureType;
+use crate::telemetry::metrics::{FailureType, InstallLabel};
 
 /// Installer of the daemon. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -87,10 +90,11 @@ impl Installer {
         consent: Consent,
     ) -> Result<Installation, InstallError> {
         let open = move || Ok((PackageBytes::Stream(source), sidecars));
-        self.install_with(origin, consent, open).await
+        self.install_with(origin, consent, InstallProgress::default(), open).await
     }
 
-    /// Calls [`Installer::install`] with the package at `path` and the sidecars beside it.
+    /// Calls [`Installer::install`] with the package at `path` and the sidecars beside it, and
+    /// reports to `progress`.
     ///
     /// # Errors
     /// Returns the errors of [`InstallDriver::install`], and fails if a file cannot be read.
@@ -98,30 +102,41 @@ impl Installer {
         &self,
         path: PathBuf,
         origin: Origin,
+        progress: InstallProgress,
     ) -> Result<Installation, InstallError> {
-        self.install_with(origin, Consent::default(), move || {
+        let read = progress.clone();
+        let open = move || {
             let package = files::open_regular(&path).map_err(StoreError::from)?;
+            read.follow(&package);
             Ok((PackageBytes::of(package), Sidecars::read(&path)?))
-        })
-        .await
+        };
+        let installed = self.install_with(origin, Consent::default(), progress.clone(), open).await;
+        progress.finish();
+        installed
     }
 
     async fn install_with<R: Read>(
         &self,
         origin: Origin,
         consent: Consent,
+        progress: InstallProgress,
         open: impl FnOnce() -> Result<(PackageBytes<R>, Sidecars), InstallError> + Send + 'static,
     ) -> Result<Installation, InstallError> {
         let installer = self.clone();
         self.run_with_permit(async move {
             let file = file_of(&origin);
             let began = Instant::now();
-            let installed = installer.run_driver(consent, move |driver| {
+            let installed = installer.run_driver(consent, progress, move |driver| {
                 let (source, sidecars) = open()?;
                 driver.install(source, &sidecars, origin)
             });
             let installed = installed.await;
             let metrics = installer.handle.metrics();
+            metrics.count_install_result(match &installed {
+                Ok(installed) if installed.existed => InstallLabel::Existed,
+                Ok(_installed) => InstallLabel::Installed,
+                Err(error) => error.label(),
+            });
             let installed = installed.inspect_err(|error| {
                 if let Some(failure) = error.failure() {
                     metrics.count_validation_failure(None, failure);
@@ -131,7 +146,9 @@ impl Installer {
                 metrics.count_install(began.elapsed());
                 let model = installed.entry.key.name().to_owned();
                 installer.handle.events().publish(Event::PackageAccepted { model, file });
+                installer.report_waiting(&installed.entry.key);
             }
+            installer.publish_displaced(&installed.entry.key, &installed.removed);
             let gone = installed.removed.iter().map(|entry| entry.key.clone()).collect();
             installer.handle.notify_store_changed(gone).await;
             Ok(installed)
@@ -148,8 +165,16 @@ impl Installer {
     pub async fn finish(&self, key: EntryKey) -> Result<Vec<StoreEntry>, InstallError> {
         let installer = self.clone();
         self.run_with_permit(async move {
-            let removed =
-                installer.run_driver(Consent::default(), move |driver| driver.finish(&key)).await?;
+            let finished = key.clone();
+            let finish = move |driver: &InstallDriver<'_>| driver.finish(&finished);
+            let progress = InstallProgress::default();
+            let removed = installer.run_driver(Consent::default(), progress, finish).await;
+            let label =
+                removed.as_ref().map_or_else(InstallError::label, |_| InstallLabel::Installed);
+            installer.handle.metrics().count_install_result(label);
+            let removed = removed?;
+            installer.report_waiting(&key);
+            installer.publish_displaced(&key, &removed);
             let gone = removed.iter().map(|entry| entry.key.clone()).collect();
             installer.handle.notify_store_changed(gone).await;
             Ok(removed)
@@ -163,7 +188,8 @@ impl Installer {
         let PackageHeader { manifest, config, decoder_bytes, .. } = *announced;
         // A model that this version cannot run is rejected by the self-test, which reports the
         // reason.
-        let Ok(mut footprint) = footprint_of(manifest, config, None, self.options) else {
+        let options = self.handle.current_options(self.options);
+        let Ok(mut footprint) = footprint_of(manifest, config, None, options) else {
             return Ok(());
         };
         // The sum bounds both steps: the memory of the decoder is freed before the model is loaded.
@@ -179,6 +205,7 @@ impl Installer {
     async fn run_driver<T: Send + 'static>(
         &self,
         consent: Consent,
+        progress: InstallProgress,
         work: impl FnOnce(&InstallDriver<'_>) -> Result<T, InstallError> + Send + 'static,
     ) -> Result<T, InstallError> {
         let installer = self.clone();
@@ -187,6 +214,7 @@ impl Installer {
         let done = tokio::task::spawn_blocking(move || {
             let handle = &installer.handle;
             let reserve = |key: &EntryKey, options| {
+                progress.start_test();
                 let reserved = runtime.block_on(handle.reserve(key.clone(), options));
                 reserved.map(Some).map_err(|error| match error {
                     ModelError::Draining => InstallError::Stopping,
@@ -194,8 +222,9 @@ impl Installer {
                 })
             };
             let fits = |announced: &PackageHeader<'_>| installer.could_fit(announced);
-            let Self { options, tester, .. } = &installer;
-            let driver = InstallDriver::standalone(handle.store(), &rules, *options, tester);
+            let options = handle.current_options(installer.options);
+            let tester = &installer.tester;
+            let driver = InstallDriver::standalone(handle.store(), &rules, options, tester);
             work(&driver.with_reservation(&fits, &reserve))
         });
         done.await.unwrap_or_else(|error| {
@@ -215,6 +244,10 @@ impl Installer {
         let rules = self.rules();
         let removed = self.run_exclusively(move |store| remove(&store, &name, &rules)).await?;
         if let Ok(entry) = &removed {
+            self.handle.events().publish(Event::PackageRemoved {
+                model: entry.key.name().to_owned(),
+                reason: "an administrator removed the model".to_owned(),
+            });
             self.handle.notify_store_changed(vec![entry.key.clone()]).await;
         }
         Some(removed)
@@ -273,21 +306,6 @@ impl Installer {
         Some(stays)
     }
 
-    /// Makes `id` resolve to another of its versions. Requests in progress are answered by the
-    /// previous one.
-    ///
-    /// # Errors
-    /// Returns the errors of [`Store::roll_back`]. Returns `None` if the daemon is stopping.
-    pub async fn roll_back(
-        &self,
-        id: String,
-        rollback: RollbackTarget,
-    ) -> Option<Result<RollbackResult, RollbackError>> {
-        let done = self.run_exclusively(move |store| store.roll_back(&id, &rollback)).await?;
-        self.handle.notify_store_changed(Vec::new()).await;
-        Some(done)
-    }
-
     /// Stores the fingerprint that `file` of the drop directory has now. See
     /// [`Store::record_fingerprint`].
     ///
@@ -342,7 +360,7 @@ impl Installer {
                 );
                 self.handle
                     .metrics()
-                    .count_validation_failure(Some(key.id()), FailureType::Corrupt);
+                    .count_validation_failure(Some(key.name()), FailureType::Corrupt);
                 self.handle.notify_store_changed(vec![key]).await;
             }
             Err(error) => tracing::error!(
@@ -363,9 +381,43 @@ impl Installer {
         Some(verified.map(drop))
     }
 
+    /// Calls [`InstallDriver::validate`]. The self-test runs beside the resident models, and only
+    /// if it fits into the headroom: no model is evicted for it.
+    ///
+    /// # Errors
+    /// Fails if the entry is unknown or the daemon is stopping.
+    pub async fn validate(&self, key: EntryKey) -> Result<Validation, InstallError> {
+        let view = self.handle.memory().await.map_err(|error| match error {
+            ModelError::Draining => InstallError::Stopping,
+            error => InstallError::NotReserved(error),
+        })?;
+        let headroom = view.headroom;
+        let (rules, tester) = (self.rules(), self.tester.clone());
+        let options = self.handle.current_options(self.options);
+        let validated = self.run_exclusively(move |store| {
+            let reserve = |key: &EntryKey, options| {
+                let needed = footprint::<InstallError>(&store, key, options)?.peak_bytes();
+                if needed <= headroom.0 {
+                    return Ok(None);
+                }
+                let reason = format!(
+                    "it needs {} beside the resident models, and {headroom} are free; unload a \
+                     model first",
+                    Bytes(needed)
+                );
+                Err(InstallError::NotTested(io::Error::other(reason)))
+            };
+            let fits = |_: &PackageHeader<'_>| Ok(());
+            InstallDriver::standalone(&store, &rules, options, &tester)
+                .with_reservation(&fits, &reserve)
+                .validate(&key, |_bytes| {})
+        });
+        validated.await.ok_or(InstallError::Stopping)?
+    }
+
     /// Waits for the permit, then runs `work` on the blocking pool. Returns `None` if the daemon is
     /// stopping or `work` panicked.
-    async fn run_exclusively<T: Send + 'static>(
+    pub(super) async fn run_exclusively<T: Send + 'static>(
         &self,
         work: impl FnOnce(Arc<Store>) -> T + Send + 'static,
     ) -> Option<T> {

@@ -30,14 +30,21 @@
 
 mod driver;
 mod installer;
+mod progress;
+mod upkeep;
+mod validation;
 
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-pub use driver::InstallDriver;
+pub use driver::{InstallDriver, MeasuredModel};
 pub use installer::Installer;
+pub use progress::InstallProgress;
+pub(in crate::models::ingest) use upkeep::version_change;
+pub use validation::Validation;
 
-use crate::config::{CleanupPolicy, Settings};
+use crate::config::{CleanupPolicy, Settings, UpdatePolicy};
 use crate::engine;
 use crate::files::FileError;
 use crate::models::ModelError;
@@ -45,10 +52,11 @@ use crate::models::catalog;
 use crate::models::residency::load::{self, LoadError};
 use crate::package::{
     CleanupRule, Consent, Entries, EntryKey, IdClaim, Origin, PackageBytes, PackageHeader, Quota,
-    ReservedIds, Sidecars, SignatureError, SignatureStatus, Staged, Store, StoreEntry, StoreError,
-    StoreInstall, TrustError, TrustedKeys, UnpackError, UnpackLimits, check_claim, drop_dir,
+    RemovedModel, ReservedIds, Sidecars, SignatureError, SignatureStatus, Staged, Store,
+    StoreEntry, StoreError, StoreInstall, Timestamp, TrustError, TrustedKeys, UnpackError,
+    UnpackLimits, check_claim, drop_dir,
 };
-use crate::telemetry::metrics::FailureType;
+use crate::telemetry::metrics::{FailureType, InstallLabel};
 
 /// Rules that an installation must obey.
 #[derive(Clone, Debug)]
@@ -61,12 +69,18 @@ pub struct InstallRules {
     pub bundled_directory: PathBuf,
     /// Directory into which operators copy packages.
     pub drop_directory: PathBuf,
+    /// Further drop directories. Nothing is written there.
+    pub more_directories: Vec<PathBuf>,
     /// Limits of one package.
     pub limits: UnpackLimits,
     /// Limits of the store.
     pub quota: Quota,
+    /// Time without a use after which a model is removed from the store; `None` means never.
+    pub unused_for: Option<Duration>,
     /// Names of the models that are not removed from the store to make space.
     pub protected: Vec<String>,
+    /// Whether a higher version of an installed id waits for the approval of an administrator.
+    pub holds_updates: bool,
     /// Whether only bundled packages are accepted.
     pub bundled_only: bool,
     /// Permissions that an administrator has given.
@@ -77,11 +91,15 @@ impl From<&Settings> for InstallRules {
     fn from(settings: &Settings) -> Self {
         let cache = &settings.memory.model_cache;
         let mut kept = settings.memory.preload_models.clone();
+        kept.extend(settings.memory.fallback_models.iter().cloned());
+        let needed = settings.models.iter().filter(|(_, model)| model.pinned || model.preload);
+        kept.extend(needed.map(|(name, _)| name.clone()));
         kept.extend(catalog::implicit_models(settings));
         Self {
             keys_directory: settings.packages.keys_directory.clone(),
             bundled_directory: settings.packages.bundled_directory.clone(),
             drop_directory: settings.packages.drop_directory.clone(),
+            more_directories: further_directories(settings),
             limits: UnpackLimits::for_size(settings.packages.max_package_size),
             quota: Quota {
                 max_size: cache.max_size,
@@ -92,7 +110,9 @@ impl From<&Settings> for InstallRules {
                     CleanupPolicy::Manual => CleanupRule::Manual,
                 },
             },
+            unused_for: cache.unused_for,
             protected: kept,
+            holds_updates: settings.packages.updates == UpdatePolicy::Manual,
             bundled_only: cache.bundled_only,
             consent: Consent {
                 replace: settings.packages.replace_embedding_space,
@@ -102,7 +122,20 @@ impl From<&Settings> for InstallRules {
     }
 }
 
+/// Returns the paths of the further drop directories, in the form in which records hold them.
+pub fn further_directories(settings: &Settings) -> Vec<PathBuf> {
+    let more = settings.packages.more_directories.iter();
+    more.map(|directory| directory.path.components().collect()).collect()
+}
+
 impl InstallRules {
+    /// Returns whether `file` exists in a further drop directory. Blocks.
+    fn is_further(&self, file: &Path) -> bool {
+        let directory = file.parent().unwrap_or(file);
+        self.more_directories.iter().any(|further| further == directory)
+            && file.symlink_metadata().is_ok()
+    }
+
     /// Returns these rules with the additional permissions of one installation.
     #[must_use]
     pub fn with(mut self, consent: Consent) -> Self {
@@ -112,13 +145,28 @@ impl InstallRules {
     }
 
     /// Returns the keys of the `entries` that are not removed from the store to make space: for
-    /// each kept name, the entry that it resolves to and the one that a rollback would select.
+    /// each kept name, the entry that it resolves to, the one that a rollback would select, and the
+    /// one that an approval would select.
     fn protected_keys(&self, entries: &Entries) -> Vec<EntryKey> {
-        let kept = self
-            .protected
-            .iter()
-            .flat_map(|name| [entries.resolve(name), entries.previous_version(name)]);
+        let kept = self.protected.iter().flat_map(|name| {
+            [entries.resolve(name), entries.previous_version(name), entries.waiting(name)]
+        });
         kept.flatten().map(|entry| entry.key.clone()).collect()
+    }
+
+    /// Removes the models that exceed the limits of `store`, and those that were not used for a
+    /// long time. See [`Store::clean_up`]. Blocks.
+    pub fn clean_up(&self, store: &Store) -> Vec<RemovedModel> {
+        let kept = self.protected_keys(&store.entries());
+        let keep = |entry: &StoreEntry| kept.contains(&entry.key);
+        store.clean_up(self.quota, self.unused_for, keep, Timestamp::now())
+    }
+
+    /// Returns whether [`InstallRules::clean_up`] would remove a model. Does not block.
+    pub fn needs_clean_up(&self, store: &Store) -> bool {
+        let kept = self.protected_keys(&store.entries());
+        let keep = |entry: &StoreEntry| kept.contains(&entry.key);
+        store.needs_clean_up(self.quota, self.unused_for, keep, Timestamp::now())
     }
 }
 
@@ -211,6 +259,38 @@ impl InstallError {
             | Self::NoMemory(_)
             | Self::BundledOnly
             | Self::Stopping => None,
+        }
+    }
+
+    /// Returns the label under which a failed installation is counted.
+    pub(super) fn label(&self) -> InstallLabel {
+        match self {
+            Self::InstallationPanicked => InstallLabel::Failed,
+            Self::Unpack(UnpackError::Truncated { .. })
+            | Self::Signature(SignatureError::Missing | SignatureError::Changed) => {
+                InstallLabel::Incomplete
+            }
+            Self::BundledOnly => InstallLabel::KeptOut,
+            Self::Stopping => InstallLabel::Stopping,
+            Self::NotReserved(_) | Self::NoMemory(_) => InstallLabel::Memory,
+            error => match (error.failure(), error) {
+                (Some(failure), _) => InstallLabel::Refused(failure),
+                (None, Self::Store(_)) => InstallLabel::Store,
+                (None, _) => InstallLabel::Failed,
+            },
+        }
+    }
+
+    /// Returns whether the package was rejected because of its own contents, its signature or its
+    /// id, or because it is incomplete. Other errors are faults of the daemon or of the machine, or
+    /// limits of the configuration.
+    pub fn is_fault_of_package(&self) -> bool {
+        match self {
+            // The cause is in the log: the package may be innocent.
+            Self::InstallationPanicked => false,
+            Self::Unpack(UnpackError::Truncated { .. })
+            | Self::Signature(SignatureError::Missing | SignatureError::Changed) => true,
+            error => error.failure().is_some(),
         }
     }
 
@@ -340,6 +420,17 @@ pub enum RemoveError {
     /// The store could not be changed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A file of the model is in a further drop directory.
+    #[error(
+        "the package of \"{name}\" is {}, where Caxton removes nothing, and the model would be \
+         installed from it again: remove that file first", .file.display()
+    )]
+    InFurtherDirectory {
+        /// The model.
+        name: String,
+        /// The file.
+        file: PathBuf,
+    },
     /// A file of the model in the drop directory could not be removed.
     #[error(transparent)]
     File(#[from] FileError),
@@ -352,7 +443,8 @@ pub enum RemoveError {
 /// next start.
 ///
 /// # Errors
-/// Fails if the model is unknown, if it is bundled and works, or if the disk fails.
+/// Fails if the model is unknown, if it is bundled and works, if a further drop directory holds its
+/// package, or if the disk fails.
 pub fn remove(store: &Store, name: &str, rules: &InstallRules) -> Result<StoreEntry, RemoveError> {
     let entries = store.entries();
     let entry = entries.resolve_any(name).ok_or_else(|| RemoveError::Unknown(name.to_owned()))?;
@@ -361,7 +453,13 @@ pub fn remove(store: &Store, name: &str, rules: &InstallRules) -> Result<StoreEn
             return Err(RemoveError::Bundled(name.to_owned()));
         }
         Origin::Dropped { files } => {
-            for file in files.keys() {
+            let further = files.keys().map(Path::new).find(|file| rules.is_further(file));
+            if let Some(file) = further {
+                let (name, file) = (name.to_owned(), file.to_owned());
+                return Err(RemoveError::InFurtherDirectory { name, file });
+            }
+            // A path belongs to a directory that is absent or not configured any more.
+            for file in files.keys().filter(|file| !file.contains('/')) {
                 drop_dir::remove(&rules.drop_directory, file)?;
             }
         }

@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::base::errors::chain;
 use crate::base::units::Bytes;
+use crate::config::ModelSettings;
 use crate::models::ingest::selftest::SelfTester;
 use crate::package::{
     BoxError, InstallStatus, Manifest, PackRequest, PackageContents, fixture, pack,
@@ -243,6 +244,54 @@ fn entry_is_removable_in_any_state() {
             }
         }
     }
+}
+
+#[test]
+fn pinned_and_fallback_models_are_protected() {
+    let mut settings = Settings::default();
+    settings.memory.fallback_models = vec!["fallback".to_owned()];
+    let model = |pinned, preload| ModelSettings { pinned, preload, ..ModelSettings::default() };
+    settings.models = [
+        ("pinned".to_owned(), model(true, false)),
+        ("preloaded@2".to_owned(), model(false, true)),
+        ("other".to_owned(), model(false, false)),
+    ]
+    .into();
+    let mut protected = InstallRules::from(&settings).protected;
+    protected.sort();
+    protected.dedup();
+    assert_eq!(protected, ["bundled-mini", "fallback", "pinned", "preloaded@2"]);
+}
+
+#[test]
+fn faults_of_the_machine_are_not_the_packages() {
+    let full = || io::Error::from(io::ErrorKind::StorageFull);
+    let refused = UnpackError::Refused { member: None, reason: String::new() };
+    for error in [InstallError::Unpack(refused), InstallError::SelfTestPanicked] {
+        assert!(error.is_fault_of_package(), "{error:?}");
+    }
+    for error in [
+        InstallError::Unpack(UnpackError::Source(full())),
+        InstallError::NotTested(full()),
+        InstallError::InstallationPanicked,
+        InstallError::BundledOnly,
+        InstallError::Stopping,
+    ] {
+        assert!(!error.is_fault_of_package(), "{error:?}");
+    }
+}
+
+#[test]
+fn update_waits_under_manual_policy() {
+    let mut place = Place::new();
+    place.rules.holds_updates = true;
+    place.install(&package("1", computed), Origin::Installed).unwrap();
+    let update = place.install(&package("2", computed), Origin::Installed).unwrap();
+    assert!(update.entry.record.awaits_approval);
+    assert_eq!(update.entry.record.status, InstallStatus::Available);
+    let place = place.reopened();
+    let entries = place.store.entries();
+    assert_eq!(entries.resolve("tiny-bert-mean").unwrap().manifest.version.as_str(), "1");
 }
 
 #[test]

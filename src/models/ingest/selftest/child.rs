@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use super::{ARGUMENT, ChildTask, TestOutcome, confine};
 use crate::base::errors::chain;
@@ -63,12 +64,20 @@ fn prepare(
 /// Loads the model and compares its vector with the one of the manifest.
 pub(super) fn test(store: &Store, key: &EntryKey, options: EngineOptions) -> TestOutcome {
     let tested = panic::catch_unwind(AssertUnwindSafe(|| {
+        let began = Instant::now();
         let (manifest, model) = load::load_from::<InstallError>(store, key, options)?;
-        Ok::<_, InstallError>(load::self_test(&manifest, &model)?)
+        let load = began.elapsed();
+        let cosine = load::self_test(&manifest, &model)?;
+        Ok::<_, InstallError>(TestOutcome::Passed {
+            cosine,
+            precision: model.embedder.report().precision.name().to_owned(),
+            load_us: u64::try_from(load.as_micros()).unwrap_or(u64::MAX),
+            weight_bytes: model.embedder.weight_bytes(),
+        })
     }));
     match tested {
         Err(_panic) => TestOutcome::Panicked,
-        Ok(Ok(())) => TestOutcome::Passed,
+        Ok(Ok(passed)) => passed,
         Ok(Err(InstallError::Load(LoadError::SelfTest { cosine, precision }))) => {
             // JSON cannot represent NaN or infinity.
             let cosine = if cosine.is_finite() { cosine } else { 0.0 };

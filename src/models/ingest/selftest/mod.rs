@@ -118,7 +118,7 @@ impl SelfTester {
     }
 
     /// Tests the entry `key` of `store`, whose memory is `footprint` with these options. Blocks
-    /// until the test has ended.
+    /// until the test has ended. Returns the figures of the test.
     ///
     /// # Errors
     /// Fails if the model does not work or crashes the child, if the child cannot be started, or if
@@ -129,7 +129,7 @@ impl SelfTester {
         key: &EntryKey,
         footprint: &Footprint,
         options: EngineOptions,
-    ) -> Result<(), InstallError> {
+    ) -> Result<SelfTestFigures, InstallError> {
         match &self.mode {
             TestMode::Child { score, null } => {
                 let entry = store.entries().get(key).cloned();
@@ -154,6 +154,19 @@ impl SelfTester {
             TestMode::InProcess => child::test(store, key, options).into_result(key),
         }
     }
+}
+
+/// Figures of a self-test that passed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SelfTestFigures {
+    /// Cosine between the vector of the manifest and the computed one.
+    pub cosine: f64,
+    /// Precision in which the model ran.
+    pub precision: Precision,
+    /// Time to read the files of the model, check their digests and load the model.
+    pub load: Duration,
+    /// Memory of the weights in bytes.
+    pub weight_bytes: u64,
 }
 
 /// Limits of a child.
@@ -235,7 +248,7 @@ fn command(
 #[serde(rename_all = "snake_case")]
 enum TestOutcome {
     /// The model computes the vector that its manifest declares.
-    Passed,
+    Passed { cosine: f64, precision: String, load_us: u64, weight_bytes: u64 },
     /// The model computes another vector.
     WrongVector { cosine: f64, precision: String },
     /// The files are not a model that this version can run.
@@ -249,9 +262,13 @@ enum TestOutcome {
 }
 
 impl TestOutcome {
-    fn into_result(self, key: &EntryKey) -> Result<(), InstallError> {
+    fn into_result(self, key: &EntryKey) -> Result<SelfTestFigures, InstallError> {
         Err(match self {
-            Self::Passed => return Ok(()),
+            Self::Passed { cosine, precision, load_us, weight_bytes } => {
+                let precision = precision.parse().map_err(LoadError::from)?;
+                let load = Duration::from_micros(load_us);
+                return Ok(SelfTestFigures { cosine, precision, load, weight_bytes });
+            }
             Self::WrongVector { cosine, precision } => match precision.parse::<Precision>() {
                 Ok(precision) => LoadError::SelfTest { cosine, precision }.into(),
                 Err(error) => LoadError::from(error).into(),
@@ -286,7 +303,11 @@ enum ChildEnd {
 }
 
 /// Judges the end of a child that ran within `bounds`.
-fn judge_end(key: &EntryKey, ended: ChildEnd, bounds: &ChildLimits) -> Result<(), InstallError> {
+fn judge_end(
+    key: &EntryKey,
+    ended: ChildEnd,
+    bounds: &ChildLimits,
+) -> Result<SelfTestFigures, InstallError> {
     let (answer, status) = match ended {
         ChildEnd::Exited { answer, status } => (answer, status),
         ChildEnd::TimedOut => {
@@ -431,11 +452,15 @@ mod tests {
         RunningChild::start(&mut command).unwrap().wait(deadline, stop).unwrap()
     }
 
-    fn judged(script: &str) -> Result<(), InstallError> {
+    fn judged(script: &str) -> Result<SelfTestFigures, InstallError> {
         let key = key();
         let stop = CancellationToken::new();
         judge_end(&key, run(script, Duration::from_secs(60), &stop), &BOUNDS)
     }
+
+    /// Answer of a child whose model works.
+    const PASSED: &str =
+        r#"{"passed":{"cosine":0.5,"precision":"f32","load_us":1500,"weight_bytes":7}}"#;
 
     fn reason(script: &str) -> String {
         match judged(script) {
@@ -446,8 +471,10 @@ mod tests {
 
     #[test]
     fn child_result_counts_regardless_of_exit() {
-        judged("echo '\"passed\"'; exec sleep 60").unwrap();
-        judged("echo '\"passed\"'; kill -9 $$").unwrap();
+        let figures = judged(&format!("echo '{PASSED}'; exec sleep 60")).unwrap();
+        let (load, precision) = (Duration::from_micros(1500), Precision::F32);
+        assert_eq!(figures, SelfTestFigures { cosine: 0.5, precision, load, weight_bytes: 7 });
+        judged(&format!("echo '{PASSED}'; kill -9 $$")).unwrap();
         let wrong = judged(r#"echo '{"wrong_vector":{"cosine":0.5,"precision":"int8"}}'"#);
         let is_wrong = matches!(
             wrong,

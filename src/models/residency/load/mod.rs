@@ -18,13 +18,16 @@ use crate::package::{
 use crate::telemetry::log::Message;
 use crate::telemetry::metrics::FailureType;
 
+/// Least cosine of a self-test in any precision.
+pub const MIN_COSINE: f64 = 0.998;
+
 /// Returns the least cosine between the vector of a self-test and the one that this machine
 /// computes. In f32, processors differ by about 1e-6 because they round differently. Lower
 /// precisions lose as much as they may lose on any text. A wrong tokenizer, pooling or weight gives
 /// a far smaller cosine.
 const fn min_cosine(precision: Precision) -> f64 {
     match precision {
-        Precision::Int8 => 0.998,
+        Precision::Int8 => MIN_COSINE,
         Precision::Bf16 | Precision::Auto | Precision::F32 => 0.9995,
     }
 }
@@ -177,6 +180,25 @@ pub fn footprint<E: From<StoreError> + From<LoadError>>(
     Ok(footprint_of(&manifest, &config, tokenizer.as_deref(), options)?)
 }
 
+/// Returns the memory that loading the model `key` takes, like [`footprint`], if its texts are
+/// truncated to `most` tokens. The weights do not depend on it, only the memory of the passes does.
+///
+/// # Errors
+/// Returns the errors of [`footprint`].
+pub fn capped_footprint<E: From<StoreError> + From<LoadError>>(
+    store: &Store,
+    key: &EntryKey,
+    options: EngineOptions,
+    most: Option<usize>,
+) -> Result<Footprint, E> {
+    let full = footprint::<E>(store, key, options)?;
+    let Some(most) = most else { return Ok(full) };
+    let (manifest, config) = store.config(key)?;
+    let length = most.min(manifest.max_sequence_length);
+    let capped = footprint_of_length(&manifest, &config, None, length, options)?;
+    Ok(Footprint { scratch_bytes: capped.scratch_bytes, ..full })
+}
+
 /// Returns the size in bytes of the file `name` of a model. Returns 0 if there is none.
 fn size(manifest: &Manifest, name: &str) -> u64 {
     let member = manifest.files.iter().find(|member| member.path.as_str() == name);
@@ -194,6 +216,17 @@ pub fn footprint_of(
     tokenizer: Option<&[u8]>,
     options: EngineOptions,
 ) -> Result<Footprint, LoadError> {
+    footprint_of_length(manifest, config, tokenizer, manifest.max_sequence_length, options)
+}
+
+/// Returns the memory that loading a model takes, for texts of at most `length` tokens.
+fn footprint_of_length(
+    manifest: &Manifest,
+    config: &[u8],
+    tokenizer: Option<&[u8]>,
+    length: usize,
+    options: EngineOptions,
+) -> Result<Footprint, LoadError> {
     let size = |name: &str| size(manifest, name);
     let sizes = FileSizes {
         tokenizer: size(TOKENIZER),
@@ -205,7 +238,8 @@ pub fn footprint_of(
             package::Precision::Int8 => WeightsFormat::Int8,
         },
     };
-    Ok(engine::footprint(&spec(manifest)?, config, tokenizer, sizes, options)?)
+    let spec = ModelSpec { max_sequence_length: length, ..spec(manifest)? };
+    Ok(engine::footprint(&spec, config, tokenizer, sizes, options)?)
 }
 
 /// Loads the model `key` of `store`.
@@ -282,16 +316,17 @@ pub fn embed_plain(model: &LoadedModel, text: &str) -> Result<Vec<f32>, EngineEr
     model.embedder.embed(&[&tokens.ids])
 }
 
-/// Checks that a model computes the vector that its manifest declares.
+/// Checks that a model computes the vector that its manifest declares. Returns the cosine between
+/// the two vectors.
 ///
 /// # Errors
 /// Fails if the model computes another vector or none.
-pub fn self_test(manifest: &Manifest, model: &LoadedModel) -> Result<(), LoadError> {
+pub fn self_test(manifest: &Manifest, model: &LoadedModel) -> Result<f64, LoadError> {
     let vector = embed_plain(model, &manifest.self_test.text)?;
     let cosine = cosine(&vector, &manifest.self_test.vector);
     let precision = model.embedder.report().precision;
     if cosine >= min_cosine(precision) {
-        Ok(())
+        Ok(cosine)
     } else {
         Err(LoadError::SelfTest { cosine, precision })
     }

@@ -7,7 +7,6 @@
 
 use std::sync::Arc;
 use std::thread::ThreadId;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -20,20 +19,14 @@ use crate::memory::sample::Sample;
 use crate::models::error::{MemoryRefusal, ModelError};
 use crate::models::residency::load;
 use crate::models::residency::model_state::{
-    ModelState, PendingAdmission, Reservation, ReserveReply, ResidentModel, UnloadReason,
-    WaitingLeases, WorkerHandle,
+    DrainingModel, ModelState, PendingAdmission, Reservation, ReserveReply, ResidentModel,
+    UnloadReason, WaitingLeases, WorkerHandle,
 };
-use crate::models::serving::queue::QueueLimits;
 use crate::models::serving::worker::{self, ReadyModel, Worker, WorkerError};
 use crate::package::{EntryKey, StoreError};
 use crate::telemetry::events::Event;
 use crate::telemetry::log::Message;
 use crate::telemetry::metrics::FailureType;
-
-/// Most batches of a model that are computed concurrently, unless the settings allow more: with
-/// many small batches, each would have only a text or two. One batch more is taken from the queue,
-/// so that the first free thread has its next pass at once.
-const MAX_CONCURRENT_BATCHES: usize = 4;
 
 /// Reason for an admission.
 pub(super) enum LoadReason {
@@ -56,17 +49,29 @@ impl Manager {
     /// Starts the admission of `key`.
     pub(super) fn admit(&mut self, key: EntryKey, wanted: LoadReason) {
         let mut refused = false;
+        let mut earlier = Vec::new();
         match self.states.remove(&key) {
             // The worker panicked, and its requests failed with it.
             Some(ModelState::Resident(dead)) => self.end_worker(key.clone(), dead.worker),
             // Remember that the refusal is already logged: the retries of a client must not fill
             // the journal.
             Some(ModelState::Refused { .. }) => refused = true,
+            // An installation tests a model for which requests wait. They wait for the new
+            // admission, too.
+            Some(ModelState::Loading { waiting, worker, .. }) => {
+                earlier = waiting;
+                self.end_worker(key.clone(), worker);
+            }
+            Some(
+                ModelState::Admitting(PendingAdmission { waiting, .. })
+                | ModelState::Reserved { waiting, .. }
+                | ModelState::Draining(DrainingModel { waiting, .. }),
+            ) => earlier = waiting,
             _ => {}
         }
         let mut admitting = PendingAdmission {
             since: Instant::now(),
-            waiting: Vec::new(),
+            waiting: earlier,
             options: self.options(&key),
             reserve: None,
             is_preload: false,
@@ -75,8 +80,8 @@ impl Manager {
             was_refused: refused,
         };
         match wanted {
-            LoadReason::Request(waiting) => admitting.waiting = waiting,
-            LoadReason::Preload => admitting.is_preload = true,
+            LoadReason::Request(waiting) => admitting.waiting.extend(waiting),
+            LoadReason::Preload => admitting.is_preload = admitting.waiting.is_empty(),
             LoadReason::SelfTest(options, reply) => {
                 admitting.options = options;
                 admitting.reserve = Some(reply);
@@ -88,20 +93,22 @@ impl Manager {
     }
 
     /// Returns the options to load `key` with.
-    fn options(&self, key: &EntryKey) -> EngineOptions {
-        let options = self.parts.options;
+    pub(super) fn options(&self, key: &EntryKey) -> EngineOptions {
+        let batch_tokens = self.parts.settings.borrow().embedding.batch_tokens;
+        let options = EngineOptions { batch_tokens, ..self.parts.options };
         match self.f32_only.contains(key) {
             true => EngineOptions { precision: Precision::F32, ..options },
             false => options,
         }
     }
 
-    fn estimate(&mut self, key: EntryKey, options: EngineOptions) {
+    pub(super) fn estimate(&mut self, key: EntryKey, options: EngineOptions) {
         let store = Arc::clone(&self.parts.store);
         let gauge = self.parts.sampler.clone();
+        let most = self.pass_settings(&key).max_sequence_length;
         // On the blocking pool: the store and the memory counters are read from files.
         self.estimates.spawn_blocking(move || {
-            let footprint = load::footprint::<WorkerError>(&store, &key, options);
+            let footprint = load::capped_footprint::<WorkerError>(&store, &key, options, most);
             FootprintEstimate { footprint, sample: gauge.sample(), key }
         });
     }
@@ -110,6 +117,12 @@ impl Manager {
         &mut self,
         FootprintEstimate { key, footprint, sample }: FootprintEstimate,
     ) {
+        // The estimate of a resident model was repeated because settings have changed. Without an
+        // estimate, the last one stays.
+        if let Some(ModelState::Resident(resident)) = self.states.get_mut(&key) {
+            resident.footprint = footprint.unwrap_or(resident.footprint);
+            return;
+        }
         // A model that was removed in the meantime has no such slot any more.
         let Some(ModelState::Admitting(admitting)) = self.states.get(&key) else { return };
         // While requests are shed, no model is evicted for another.
@@ -303,10 +316,13 @@ impl Manager {
         if let Some(ModelState::Admitting(admitting)) = self.states.get_mut(&key)
             && let Some(reply) = admitting.reserve.take()
         {
+            let waiting = self.take_waiting(&key);
             self.states.remove(&key);
             let name = key.name().to_owned();
             // The installation reports the refusal itself.
-            return drop(reply.send(Err(ModelError::MemoryLimit { name, refusal })));
+            drop(reply.send(Err(ModelError::MemoryLimit { name, refusal })));
+            // The requests that arrived in the meantime are decided without the installation.
+            return self.answer_waiting(waiting);
         }
         let is_logged =
             matches!(self.states.get(&key), Some(ModelState::Admitting(it)) if it.was_refused);
@@ -343,15 +359,7 @@ impl Manager {
         else {
             return;
         };
-        let embedding = self.parts.settings.borrow().embedding.clone();
-        let limits = QueueLimits {
-            requests: embedding.queue_size,
-            tokens: embedding.queue_tokens,
-            wait: Duration::from_millis(embedding.max_batch_wait_ms as u64),
-            batches: embedding
-                .parallel_batches
-                .unwrap_or(options.threads.min(MAX_CONCURRENT_BATCHES) + 1),
-        };
+        let limits = self.queue_limits();
         let store = Arc::clone(&self.parts.store);
         let metrics = self.parts.metrics.clone();
         let spawned = worker::spawn(store, key.clone(), options, limits, metrics);
@@ -414,17 +422,18 @@ impl Manager {
             "model loaded"
         );
         self.parts.usage.record_load(&key, *took, std::time::SystemTime::now());
-        self.parts.metrics.count_load(key.id(), *took);
+        self.parts.metrics.count_load(key.name(), *took);
         self.parts.events.publish(Event::ModelLoaded {
             model: key.name().to_owned(),
             bytes: *weight_bytes,
             duration: *took,
         });
-        // Passes are short during an episode, also those of a model that was loaded in it.
-        if self.episode.is_some() {
-            ready.limit_pass();
-        }
-        let resident = ResidentModel::new(ready, worker, footprint, Instant::now());
+        // Passes are short during an episode, also those of a model that was loaded in it. The
+        // settings may have changed since the load began.
+        let passes = self.pass_settings(&key);
+        ready.set_pass_limit(passes.batch_tokens, self.episode.is_some());
+        ready.tokenizer.limit_length(passes.max_sequence_length);
+        let resident = ResidentModel::new(ready, worker, footprint, passes, Instant::now());
         let served = resident.served();
         self.states.insert(key.clone(), ModelState::Resident(resident));
         // Announce before any client learns of the model from its answer.
@@ -456,9 +465,9 @@ impl Manager {
                 "model cannot be loaded"
             ),
         }
-        self.parts.metrics.count_load_failure(key.id());
+        self.parts.metrics.count_load_failure(key.name());
         if let Some(failure) = failure {
-            self.parts.metrics.count_validation_failure(Some(key.id()), failure);
+            self.parts.metrics.count_validation_failure(Some(key.name()), failure);
         }
         self.parts.events.publish(Event::ModelFailed { model: key.name().to_owned(), reason });
         // The store remembers that the entry is corrupt until its package is installed again, and

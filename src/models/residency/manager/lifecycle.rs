@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::admission::LoadReason;
+use super::release::Release;
 use super::{Manager, UnloadEnd};
 use crate::base::units::{Bytes, milliseconds};
 use crate::memory::level::PressureLevel;
@@ -18,7 +19,7 @@ use crate::models::residency::model_state::{
     DrainingModel, ModelState, UnloadReason, WorkerHandle,
 };
 use crate::models::residency::retention::{KeepAliveRequest, Retention};
-use crate::models::{ActionRecord, FlushResult};
+use crate::models::{ActionRecord, FlushResult, FlushScope};
 use crate::package::EntryKey;
 use crate::telemetry::events::Event;
 use crate::telemetry::log::Message;
@@ -38,8 +39,7 @@ pub(super) struct UnloadedModel {
     key: EntryKey,
     /// Reason for the unload; `None` for a worker without a slot, which is not reported.
     reason: Option<(UnloadReason, String)>,
-    before: Sample,
-    after: Sample,
+    release: Release,
     duration: Duration,
 }
 
@@ -61,20 +61,27 @@ impl Manager {
             self.states.insert(key.clone(), slot);
             return;
         };
-        let draining = DrainingModel { reason: why, waiting: Vec::new(), waiters: Vec::new() };
+        let draining = DrainingModel {
+            reason: why,
+            waiting: Vec::new(),
+            waiters: Vec::new(),
+            queue: resident.worker.queue.downgrade(),
+        };
         self.states.insert(key.clone(), ModelState::Draining(draining));
-        self.start_unload(key.clone(), resident.worker, Some((why, reason)));
+        let held = Bytes(resident.ready.weight_bytes);
+        self.start_unload(key.clone(), resident.worker, held, Some((why, reason)));
     }
 
     /// Ends a worker that has no slot any more.
     pub(super) fn end_worker(&mut self, key: EntryKey, worker: WorkerHandle) {
-        self.start_unload(key, worker, None);
+        self.start_unload(key, worker, Bytes(0), None);
     }
 
     fn start_unload(
         &mut self,
         key: EntryKey,
         worker: WorkerHandle,
+        held: Bytes,
         why: Option<(UnloadReason, String)>,
     ) {
         let WorkerHandle { queue, thread } = worker;
@@ -86,31 +93,31 @@ impl Manager {
         // The worker ends when every sender is dropped: this one and those of the leases.
         self.unloads.spawn_blocking(move || {
             let started = std::time::Instant::now();
-            let before = gauge.sample();
-            drop(queue);
-            if thread.join().is_err() {
-                tracing::error!(
-                    name: Message::InternalFault.name(),
-                    model = %key,
-                    "worker panicked"
-                );
-            }
-            // The allocator keeps freed memory. Return it to the kernel first, so that the second
-            // sample shows it.
-            malloc_trim::trim();
-            let after = gauge.sample();
-            UnloadedModel { key, reason: why, before, after, duration: started.elapsed() }
+            let unload = || {
+                drop(queue);
+                if thread.join().is_err() {
+                    tracing::error!(
+                        name: Message::InternalFault.name(),
+                        model = %key,
+                        "worker panicked"
+                    );
+                }
+            };
+            let trim = || {
+                malloc_trim::trim();
+            };
+            let release = Release::measure(held, || gauge.sample(), unload, trim);
+            UnloadedModel { key, reason: why, release, duration: started.elapsed() }
         });
     }
 
     pub(super) fn on_unloaded(
         &mut self,
-        UnloadedModel { key, reason: why, before, after, duration }: UnloadedModel,
+        UnloadedModel { key, reason: why, release, duration }: UnloadedModel,
     ) {
         // A worker without a slot is not reported, but its memory may let a waiting model fit.
         let Some((why, reason)) = why else { return self.readmit() };
-        let freed = Bytes(before.process.0.saturating_sub(after.process.0));
-        let mapped = Bytes(before.mapped.0.saturating_sub(after.mapped.0));
+        let (freed, mapped) = (release.freed(), release.mapped());
         let record = ActionRecord {
             at: SystemTime::now(),
             action: match why {
@@ -144,15 +151,14 @@ impl Manager {
             ),
         }
         self.record_action(record);
+        self.log_release(&key, &release);
         // The slot is missing if the model was removed while it drained.
         if let Some(ModelState::Draining(_)) = self.states.get(&key)
-            && let Some(ModelState::Draining(DrainingModel { reason: why, waiting, waiters })) =
-                self.states.remove(&key)
+            && let Some(ModelState::Draining(draining)) = self.states.remove(&key)
         {
+            let DrainingModel { reason: why, waiting, waiters, queue: _ } = draining;
             if why.is_eviction() {
-                let cooldown = self.parts.settings.borrow().memory.pressure.reload_cooldown;
-                let until = Instant::now() + cooldown;
-                self.states.insert(key.clone(), ModelState::CoolingDown { until });
+                self.states.insert(key.clone(), ModelState::CoolingDown { since: Instant::now() });
             } else {
                 self.states.insert(key.clone(), ModelState::Unloaded);
             }
@@ -164,7 +170,7 @@ impl Manager {
         }
         // The end of the unload is measured: flushes, waiting models and the pressure plan
         // continue.
-        self.finish_flushes(&key, &before, &after);
+        self.finish_flushes(&key, &release.before, &release.after);
         self.readmit();
         if is_step {
             self.on_step_done();
@@ -173,9 +179,28 @@ impl Manager {
         }
     }
 
+    /// Logs that an unload released too little memory. Does nothing while another model is loading:
+    /// the samples contain its memory, too.
+    fn log_release(&self, key: &EntryKey, release: &Release) {
+        let is_loading = |state: &ModelState| {
+            matches!(state, ModelState::Loading { .. } | ModelState::Reserved { .. })
+        };
+        if release.is_enough() || self.states.values().any(is_loading) {
+            return;
+        }
+        tracing::warn!(
+            name: Message::MemoryNotReleased.name(),
+            model = %key,
+            bytes = release.held.0,
+            freed_bytes = release.freed().0,
+            mapped_bytes = release.mapped().0,
+            "an unloaded model released less than half of its memory"
+        );
+    }
+
     fn log_unload(&self, key: &EntryKey, why: UnloadReason, record: &ActionRecord) {
         self.parts.metrics.count_unload(
-            key.id(),
+            key.name(),
             match why {
                 UnloadReason::Requested => UnloadLabel::Request,
                 UnloadReason::Idle => UnloadLabel::Idle,
@@ -196,7 +221,13 @@ impl Manager {
         self.pins.remove(key);
         self.f32_only.remove(key);
         match self.states.remove(key) {
-            Some(ModelState::Admitting(admitting)) => reject_removed(admitting.waiting),
+            Some(ModelState::Admitting(admitting)) => {
+                reject_removed(admitting.waiting);
+                if let Some(reply) = admitting.reserve {
+                    // The installation may have been cancelled.
+                    drop(reply.send(Err(ModelError::Ended(key.name().to_owned()))));
+                }
+            }
             Some(ModelState::Loading { waiting, worker, .. }) => {
                 reject_removed(waiting);
                 self.end_worker(key.clone(), worker);
@@ -283,7 +314,7 @@ impl Manager {
         if self.is_pinned(key) {
             return None;
         }
-        let max_idle_time = self.model_settings(key).max_idle_time;
+        let max_idle_time = self.model_settings(key).max_idle_time.limit();
         // This call records the end of the requests in progress.
         resident.idle(now);
         let need = resident.retention(max_idle_time)?;
@@ -321,44 +352,94 @@ impl Manager {
         Ok(())
     }
 
-    pub(super) fn unload(&mut self, name: &str) -> Result<UnloadEnd, ModelError> {
+    /// Drains and unloads the model `name`. `is_forced` also drops its waiting requests.
+    pub(super) fn unload(
+        &mut self,
+        name: &str,
+        is_forced: bool,
+    ) -> Result<(EntryKey, UnloadEnd), ModelError> {
         let key = self.find(name)?;
         if self.is_pinned(&key) {
             return Err(ModelError::Pinned(name.to_owned()));
         }
         self.drain(&key, UnloadReason::Requested, "an administrator requested it".to_owned());
-        Ok(match self.states.get_mut(&key) {
+        let end = match self.states.get_mut(&key) {
             Some(ModelState::Draining(draining)) => {
+                if is_forced {
+                    draining.queue.abort();
+                }
                 let (done, end) = oneshot::channel();
+                // Callers that stopped waiting must not add up while a model drains.
+                draining.waiters.retain(|waiter| !waiter.is_closed());
                 draining.waiters.push(done);
                 Some(end)
             }
             _ => None,
-        })
+        };
+        Ok((key, end))
     }
 
-    pub(super) fn flush_models(&mut self, reply: oneshot::Sender<FlushResult>) {
-        let resident =
-            self.states.iter().filter(|(_, slot)| matches!(slot, ModelState::Resident(_)));
-        let unloaded: Vec<EntryKey> =
-            resident.map(|(key, _)| key.clone()).filter(|key| !self.is_pinned(key)).collect();
-        for key in &unloaded {
-            self.drain(
-                key,
-                UnloadReason::Requested,
-                "an administrator flushed the memory".to_owned(),
-            );
-        }
-        let draining = self.states.iter().filter(|(_, state)| state.is_draining());
-        let draining: BTreeSet<EntryKey> = draining.map(|(key, _)| key.clone()).collect();
-        let flush =
-            PendingFlush { reply, draining, unloaded, before: None, started: Instant::now() };
+    pub(super) fn flush(&mut self, scope: FlushScope, reply: oneshot::Sender<FlushResult>) {
+        // Callers that stopped waiting must not add up while a model drains.
+        self.flushes.retain(|flush| !flush.reply.is_closed());
+        let flush = match scope {
+            FlushScope::Caches => return self.flush_caches(reply),
+            FlushScope::Unused(time) => {
+                let unloaded = self.unload_unused(time);
+                let draining = unloaded.iter().cloned().collect();
+                PendingFlush { reply, draining, unloaded, before: None, started: Instant::now() }
+            }
+            FlushScope::All => {
+                let unloaded = self.unload_all();
+                let draining = self.states.iter().filter(|(_, state)| state.is_draining());
+                let draining = draining.map(|(key, _)| key.clone()).collect();
+                PendingFlush { reply, draining, unloaded, before: None, started: Instant::now() }
+            }
+        };
         if flush.draining.is_empty() {
             let after = self.parts.readings.borrow().sample.clone();
             flush.finish(after);
         } else {
             self.flushes.push(flush);
         }
+    }
+
+    /// Unloads every model that is not pinned. Returns the models.
+    fn unload_all(&mut self) -> Vec<EntryKey> {
+        let unloaded = self.unpinned_models();
+        for key in &unloaded {
+            let reason = "an administrator flushed the memory".to_owned();
+            self.drain(key, UnloadReason::Requested, reason);
+        }
+        unloaded
+    }
+
+    /// Unloads the models without a request for `time` that are not pinned. Returns the models.
+    fn unload_unused(&mut self, time: Duration) -> Vec<EntryKey> {
+        let now = Instant::now();
+        let shown = humantime::format_duration(time);
+        let reason = format!("an administrator flushed the models that were unused for {shown}");
+        let mut unloaded = Vec::new();
+        for key in self.unpinned_models() {
+            let is_unused = || match self.states.get(&key) {
+                Some(ModelState::Resident(resident)) => {
+                    !resident.is_busy() && resident.idle(now) >= time
+                }
+                _ => false,
+            };
+            // While the table is locked, no further request can use the model.
+            if self.serving.remove_if(&key, is_unused) {
+                self.drain(&key, UnloadReason::Requested, reason.clone());
+                unloaded.push(key);
+            }
+        }
+        unloaded
+    }
+
+    fn unpinned_models(&self) -> Vec<EntryKey> {
+        let resident =
+            self.states.iter().filter(|(_, slot)| matches!(slot, ModelState::Resident(_)));
+        resident.map(|(key, _)| key.clone()).filter(|key| !self.is_pinned(key)).collect()
     }
 
     /// Finishes the flushes for which `key` was the last model.

@@ -3,7 +3,8 @@
 //! It handles one command at a time. Measurements, loads and unloads run on other threads, so that
 //! the manager never waits for one. No other code starts or ends a worker. The decisions are in the
 //! files beside this one: [`admission`] loads models, [`pressure`] evicts them when memory is
-//! short, [`lifecycle`] unloads them when they are idle or on request.
+//! short, [`lifecycle`] unloads them when they are idle or on request, and [`live_settings`] applies
+//! changed settings to models that are resident already.
 //!
 //! Requests for resident models do not pass through the manager: see [`ServingTable`], which the
 //! manager keeps up to date.
@@ -21,7 +22,9 @@
 
 mod admission;
 mod lifecycle;
+mod live_settings;
 mod pressure;
+mod release;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -50,7 +53,8 @@ use crate::models::serving::table::ServingTable;
 use crate::models::serving::worker::{ReadyModel, WorkerError};
 use crate::models::usage::{Usage, WriteFailures};
 use crate::models::{
-    ActionRecord, DefaultModelState, FlushResult, LivenessProbe, MemoryView, Overview, Residency,
+    ActionRecord, DefaultModelState, FlushResult, FlushScope, LivenessProbe, MemoryView, Overview,
+    Residency,
 };
 use crate::package::{EntryKey, Store};
 use crate::telemetry::events::Events;
@@ -58,7 +62,7 @@ use crate::telemetry::log::Message;
 use crate::telemetry::metrics::{LeaseOutcome, Metrics};
 use admission::{FootprintEstimate, LoadReason};
 use lifecycle::{PendingFlush, UnloadedModel};
-use pressure::Episode;
+use pressure::{Episode, ReleaseReason};
 
 /// Time after a failed load before the next one. A load that failed usually fails again, and
 /// without this time the retries of a client would become a loop of loads.
@@ -124,10 +128,15 @@ pub(in crate::models) enum Command {
         wish: KeepAliveRequest,
         reply: oneshot::Sender<Result<(), ModelError>>,
     },
-    /// Unloads a model. The inner receiver ends when it is unloaded.
-    Unload { name: String, reply: oneshot::Sender<Result<UnloadEnd, ModelError>> },
-    /// Unloads all models that are not pinned. Replies when they are unloaded.
-    Flush { reply: oneshot::Sender<FlushResult> },
+    /// Unloads a model; `is_forced` drops its waiting requests. The inner receiver ends when it is
+    /// unloaded.
+    Unload {
+        name: String,
+        is_forced: bool,
+        reply: oneshot::Sender<Result<(EntryKey, UnloadEnd), ModelError>>,
+    },
+    /// Frees memory. Replies when it is freed.
+    Flush { scope: FlushScope, reply: oneshot::Sender<FlushResult> },
 }
 
 /// End of an unload; `None` when the model was not in memory.
@@ -152,7 +161,7 @@ pub(in crate::models) struct Manager {
     loads: JoinSet<(EntryKey, ThreadId, Result<ReadyModel, WorkerError>)>,
     unloads: JoinSet<UnloadedModel>,
     /// Releases of memory without an unload.
-    releasing: JoinSet<()>,
+    releasing: JoinSet<ReleaseReason>,
     /// Writes of the counts, which may wait for the disk.
     writing: JoinSet<()>,
     /// Pressure level of the last reading.
@@ -247,14 +256,18 @@ impl Manager {
                     ),
                 },
                 Some(released) = self.releasing.join_next() => {
-                    if let Err(error) = released {
+                    if let Err(error) = &released {
                         tracing::error!(
                             name: Message::InternalFault.name(),
                             %error,
                             "task that releases memory was lost"
                         );
                     }
-                    self.on_step_done();
+                    match released {
+                        Ok(ReleaseReason::Request) => self.parts.sampler.wake(),
+                        // A lost task may have been a step.
+                        Ok(ReleaseReason::Pressure) | Err(_) => self.on_step_done(),
+                    }
                 }
                 Some(written) = self.writing.join_next() => {
                     on_counts_written(written);
@@ -269,7 +282,10 @@ impl Manager {
                     }
                     self.preload_expected();
                 }
-                Ok(()) = self.parts.settings.changed() => self.load_default(),
+                Ok(()) = self.parts.settings.changed() => {
+                    self.apply_settings();
+                    self.load_default();
+                }
                 command = commands.recv() => {
                     let Some(command) = command else { break };
                     // A command that only asks changes nothing that others see.
@@ -306,7 +322,7 @@ impl Manager {
         match command {
             Command::Lease { name, reply } => {
                 let Some((key, outcome)) = self.lease(name, reply) else { return false };
-                self.parts.metrics.count_lease(key.id(), outcome);
+                self.parts.metrics.count_lease(key.name(), outcome);
                 return outcome != LeaseOutcome::Hit;
             }
             Command::ExplainTimeout { name, reply } => {
@@ -344,8 +360,10 @@ impl Manager {
             Command::KeepAlive { name, wish, reply } => {
                 drop(reply.send(self.keep_alive(&name, wish)));
             }
-            Command::Unload { name, reply } => drop(reply.send(self.unload(&name))),
-            Command::Flush { reply } => self.flush_models(reply),
+            Command::Unload { name, is_forced, reply } => {
+                drop(reply.send(self.unload(&name, is_forced)));
+            }
+            Command::Flush { scope, reply } => self.flush(scope, reply),
         }
         true
     }
@@ -367,7 +385,10 @@ impl Manager {
             drop(reply.send(Err(ModelError::Pressure { name, retry_after })));
             return Some((key, LeaseOutcome::Rejected));
         }
-        let most_waiting = self.parts.settings.borrow().embedding.queue_size;
+        let (most_waiting, cooldown) = {
+            let settings = self.parts.settings.borrow();
+            (settings.embedding.queue_size, settings.memory.pressure.reload_cooldown)
+        };
         if let Some(ModelState::Resident(resident)) = self.states.get(&key)
             && let Some(lease) = resident.served().lease(&key, &name, &self.parts.usage, now)
         {
@@ -406,12 +427,11 @@ impl Manager {
                 LeaseOutcome::Miss
             }
             Some(ModelState::Draining(_)) => {
-                let retry_after = self.parts.settings.borrow().memory.pressure.reload_cooldown;
-                drop(reply.send(Err(ModelError::Evicted { name, retry_after })));
+                drop(reply.send(Err(ModelError::Evicted { name, retry_after: cooldown })));
                 LeaseOutcome::Rejected
             }
-            Some(ModelState::CoolingDown { until }) if now < *until => {
-                let retry_after = until.duration_since(now);
+            Some(ModelState::CoolingDown { since }) if now < *since + cooldown => {
+                let retry_after = (*since + cooldown).duration_since(now);
                 drop(reply.send(Err(ModelError::Evicted { name, retry_after })));
                 LeaseOutcome::Rejected
             }

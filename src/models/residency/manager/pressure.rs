@@ -7,14 +7,19 @@
 
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
 use super::Manager;
 use crate::base::units::{Bytes, milliseconds};
 use crate::config::EvictionPolicy;
 use crate::memory::level::{PressureLevel, Thresholds};
 use crate::memory::malloc_trim;
+use crate::memory::monitor::MemorySampler;
 use crate::memory::plan::{self, EpisodeState, EvictionOrder, PlannedStep, PressureAction};
-use crate::models::ActionRecord;
+use crate::memory::sample::Sample;
 use crate::models::residency::model_state::{ModelState, UnloadReason};
+use crate::models::{ActionRecord, FlushResult};
 use crate::package::EntryKey;
 use crate::telemetry::events::Event;
 use crate::telemetry::log::Message;
@@ -23,6 +28,18 @@ use crate::telemetry::log::Message;
 const SCRATCH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Assumed time to load a model again, if it was not measured yet.
 const RELOAD_COST: Duration = Duration::from_millis(200);
+
+/// Most plans for one step. A plan is outdated if a request takes its model in the meantime.
+const MAX_PLANS: usize = 8;
+
+/// Reason for a release of caches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ReleaseReason {
+    /// A step of the plan.
+    Pressure,
+    /// A request of an administrator.
+    Request,
+}
 
 /// An episode of memory pressure.
 pub(super) struct Episode {
@@ -84,13 +101,40 @@ impl Manager {
         {
             return;
         }
-        let residents = self.loaded_models();
-        let policy = self.eviction_order();
-        let Some(episode) = &mut self.episode else { return };
-        match plan::next_step(reading.instant_level, &residents, &episode.state, policy, now) {
+        match self.next_step(reading.instant_level, now) {
             None => self.log_report(reading.cause.as_deref()),
             Some(step) => self.perform(step, reading.level),
         }
+    }
+
+    /// Plans the next step. The model of an eviction is not in the serving table afterwards. Returns
+    /// `None` as well when requests take the planned models again and again.
+    fn next_step(
+        &self,
+        pressing: PressureLevel,
+        now: std::time::Instant,
+    ) -> Option<PlannedStep<EntryKey>> {
+        let policy = self.eviction_order();
+        let state = &self.episode.as_ref()?.state;
+        for _plan in 0..MAX_PLANS {
+            let residents = self.loaded_models();
+            let step = plan::next_step(pressing, &residents, state, policy, now)?;
+            let PressureAction::Evict(key) = &step.action else { return Some(step) };
+            let was_busy = residents.iter().any(|model| model.key == *key && model.is_busy);
+            // A request may have taken a lease since the plan saw the model idle. While the table
+            // is locked, no further request can. The next plan sees the model busy.
+            let is_as_planned = || was_busy || !self.is_busy(key);
+            if self.serving.remove_if(key, is_as_planned) {
+                return Some(step);
+            }
+        }
+        None
+    }
+
+    /// Returns whether `key` is resident and leased.
+    fn is_busy(&self, key: &EntryKey) -> bool {
+        let state = self.states.get(key);
+        matches!(state, Some(ModelState::Resident(resident)) if resident.is_busy())
     }
 
     fn perform(
@@ -109,12 +153,16 @@ impl Manager {
             }
             PressureAction::ReleaseCaches => {
                 episode.is_step_running = true;
-                self.release_caches();
+                let released = self.released_caches();
+                self.releasing.spawn(async move {
+                    released.await;
+                    ReleaseReason::Pressure
+                });
                 "release_caches"
             }
             // These two steps free nothing themselves. The next sample shows whether they helped.
             PressureAction::ShrinkBatches => {
-                self.limit_passes();
+                self.set_pass_limits(true);
                 self.parts.sampler.wake();
                 "shrink_batches"
             }
@@ -170,7 +218,7 @@ impl Manager {
     fn end_episode(&mut self) {
         self.log_report(None);
         if let Some(episode) = self.episode.take() {
-            self.resident_models().for_each(|resident| resident.ready.unlimit_pass());
+            self.set_pass_limits(false);
             tracing::info!(
                 name: Message::PressureLeft.name(),
                 duration_ms = milliseconds(episode.started.elapsed()),
@@ -199,20 +247,39 @@ impl Manager {
         );
     }
 
-    fn limit_passes(&self) {
-        self.resident_models().for_each(|resident| resident.ready.limit_pass());
+    fn set_pass_limits(&self, is_memory_short: bool) {
+        let most = self.parts.settings.borrow().embedding.batch_tokens;
+        self.resident_models()
+            .for_each(|resident| resident.ready.set_pass_limit(most, is_memory_short));
     }
 
-    /// Requests that every worker frees its scratch memory, then returns free memory to the kernel.
-    /// A busy worker frees it after its pass and is not waited for: the wait would be repeated if
-    /// the worker had to be evicted.
-    fn release_caches(&mut self) {
+    /// Clears the caches for an administrator.
+    pub(super) fn flush_caches(&mut self, reply: oneshot::Sender<FlushResult>) {
+        let (released, sampler) = (self.released_caches(), self.parts.sampler.clone());
+        self.releasing.spawn(async move {
+            let started = Instant::now();
+            let before = sampled(&sampler).await;
+            released.await;
+            let after = sampled(&sampler).await;
+            if let (Some(before), Some(after)) = (before, after) {
+                let duration = started.elapsed();
+                // The client may have cancelled.
+                drop(reply.send(FlushResult { unloaded: Vec::new(), before, after, duration }));
+            }
+            ReleaseReason::Request
+        });
+    }
+
+    /// Requests that every worker frees its scratch memory. The returned future ends when idle
+    /// workers have done so and free memory was returned to the kernel. A busy worker frees it after
+    /// its pass and is not waited for: the wait would be repeated if the worker had to be evicted.
+    fn released_caches(&self) -> impl Future<Output = ()> + Send + use<> {
         let idle = self.resident_models().filter_map(|resident| {
             let released = resident.worker.queue.release_scratch();
             (!resident.is_busy()).then_some(released)
         });
         let released: Vec<_> = idle.collect();
-        self.releasing.spawn(async move {
+        async move {
             let all = async {
                 for released in released {
                     // A worker that ends has freed all of its memory, so that a closed channel is
@@ -230,7 +297,7 @@ impl Manager {
                     "task that returns free memory to the kernel was lost"
                 );
             }
-        });
+        }
     }
 
     fn resident_models(
@@ -244,7 +311,7 @@ impl Manager {
 
     /// Returns the models in memory or loading, as the plan sees them.
     pub(super) fn loaded_models(&self) -> Vec<plan::LoadedModel<EntryKey>> {
-        let now = tokio::time::Instant::now();
+        let now = Instant::now();
         self.states.iter().filter_map(|(key, state)| self.loaded_model(key, state, now)).collect()
     }
 
@@ -252,7 +319,7 @@ impl Manager {
         &self,
         key: &EntryKey,
         state: &ModelState,
-        now: tokio::time::Instant,
+        now: Instant,
     ) -> Option<plan::LoadedModel<EntryKey>> {
         let (pinned, fallback) = (self.is_pinned(key), self.is_fallback(key));
         let priority = self.model_settings(key).memory_priority;
@@ -299,4 +366,19 @@ impl Manager {
     pub(super) fn thresholds(&self) -> Thresholds {
         crate::models::thresholds(&self.parts.settings.borrow())
     }
+}
+
+/// Takes a sample on the blocking pool; `None` if the task was lost.
+async fn sampled(sampler: &MemorySampler) -> Option<Sample> {
+    let sampler = sampler.clone();
+    let sample = tokio::task::spawn_blocking(move || sampler.sample()).await;
+    sample
+        .inspect_err(|error| {
+            tracing::error!(
+                name: Message::InternalFault.name(),
+                %error,
+                "task that samples memory was lost"
+            );
+        })
+        .ok()
 }

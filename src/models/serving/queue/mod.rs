@@ -14,6 +14,8 @@
 //!    later requests fail at once.
 //! 4. At most one batch of bulk requests is computed at a time, so that an interactive request
 //!    never waits for several.
+//! 5. There are as many receivers as [`QueueLimits::batches`], as soon as the running batches have
+//!    ended. A changed limit applies to the requests that arrive after it.
 
 mod fair_queue;
 mod reply;
@@ -39,15 +41,13 @@ const INTERACTIVE_TOKENS: usize = 1024;
 /// Longest retry time that a rejected client gets. OpenAI's clients give up instead of waiting
 /// longer.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
-/// Shortest retry time that a rejected client gets.
-const MIN_RETRY_AFTER: Duration = Duration::from_millis(50);
-/// Retry time before the first batch was computed, while the throughput is unknown.
-const UNKNOWN_RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Estimated wait before the first batch was computed, while the throughput is unknown.
+const UNKNOWN_RETRY_AFTER: Duration = Duration::from_millis(50);
 /// Weight of the last batch in the moving average of the throughput: about ten batches count.
 const RATE_WEIGHT: f64 = 0.2;
 
 /// Bounds of a queue, its gathering time, and the number of concurrent batches.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::models) struct QueueLimits {
     /// Most requests that may wait in a lane.
     pub(in crate::models) requests: usize,
@@ -107,10 +107,19 @@ pub(in crate::models) enum WorkItem {
     ReleaseScratch(Vec<oneshot::Sender<()>>),
     /// A command to compute a pass for the liveness check.
     Probe(oneshot::Sender<()>),
+    /// A receiver for another thread: more batches may be computed concurrently than there are
+    /// receivers.
+    AddReceiver(QueueReceiver),
 }
 
 #[derive(Debug)]
 struct QueueState {
+    limits: QueueLimits,
+    /// Whether no further receiver is created, because a thread for it cannot be started. Changed
+    /// limits reset it.
+    has_all_receivers: bool,
+    /// Whether the waiting requests were dropped for good, so that no request is accepted.
+    is_aborted: bool,
     requests: FairQueue<EmbedJob>,
     /// Set when a client has cancelled since the last sweep of the waiting requests.
     cancelled: Arc<CancelFlag>,
@@ -134,7 +143,6 @@ struct QueueState {
 
 #[derive(Debug)]
 struct SharedQueue {
-    limits: QueueLimits,
     state: Mutex<QueueState>,
     arrived: Condvar,
 }
@@ -150,6 +158,9 @@ impl SharedQueue {
 /// Creates the queue of one worker.
 pub(in crate::models) fn channel(limits: QueueLimits) -> (QueueSender, QueueReceiver) {
     let state = QueueState {
+        limits,
+        has_all_receivers: false,
+        is_aborted: false,
         requests: FairQueue::default(),
         cancelled: Arc::default(),
         release_requests: Vec::new(),
@@ -162,13 +173,8 @@ pub(in crate::models) fn channel(limits: QueueLimits) -> (QueueSender, QueueRece
         has_bulk: false,
         rate: None,
     };
-    let shared =
-        Arc::new(SharedQueue { limits, state: Mutex::new(state), arrived: Condvar::new() });
-    let receiver = QueueReceiver {
-        shared: Arc::clone(&shared),
-        last_batch: LastBatch::default(),
-        computes: None,
-    };
+    let shared = Arc::new(SharedQueue { state: Mutex::new(state), arrived: Condvar::new() });
+    let receiver = QueueReceiver::new(&shared);
     (QueueSender { shared }, receiver)
 }
 
@@ -215,6 +221,19 @@ impl WeakQueueSender {
         drop(state);
         Some(QueueSender { shared })
     }
+
+    /// Drops all waiting requests, which fail at once, and rejects later ones. Running passes end;
+    /// a request that is computed in parts is not continued.
+    pub(in crate::models) fn abort(&self) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let mut state = shared.lock();
+        state.is_aborted = true;
+        // Drop the requests outside the lock, since each dropped reply channel wakes a client.
+        let dropped = std::mem::take(&mut state.requests);
+        shared.arrived.notify_all();
+        drop(state);
+        drop(dropped);
+    }
 }
 
 impl QueueSender {
@@ -229,15 +248,19 @@ impl QueueSender {
     /// # Errors
     /// Same as [`QueueSender::push`].
     pub(in crate::models) fn check(&self, ticket: &Ticket) -> Result<(), PushError> {
-        let limits = self.shared.limits;
-        self.shared.lock().check_space(
-            &ticket.tenant,
-            ticket.flow.owner,
-            1,
-            limits,
-            ticket.deadline,
-            Instant::now(),
-        )
+        let (owner, now) = (ticket.flow.owner, Instant::now());
+        self.shared.lock().check_space(&ticket.tenant, owner, 1, ticket.deadline, now)
+    }
+
+    /// Replaces the limits. Requests that wait already keep their places.
+    pub(in crate::models) fn set_limits(&self, limits: QueueLimits) {
+        let mut state = self.shared.lock();
+        if state.limits != limits {
+            state.limits = limits;
+            state.has_all_receivers = false;
+            // Wake the receivers: some may have to end, and one may have to start another.
+            self.shared.arrived.notify_all();
+        }
     }
 
     /// Enqueues `texts` and returns a future for the results. Dropping the future cancels the
@@ -268,7 +291,7 @@ impl QueueSender {
         let (now, deadline) = (Instant::now(), ticket.deadline);
         let mut state = self.shared.lock();
         let owner = terms.flow.owner;
-        state.check_space(&terms.lane, owner, terms.tokens, self.shared.limits, deadline, now)?;
+        state.check_space(&terms.lane, owner, terms.tokens, deadline, now)?;
         let (reply, answer) = ReplyFuture::channel(&state.cancelled);
         let vectors = Vec::new();
         let job = EmbedJob { texts, output, vectors, queued: now, began: None, deadline, reply };
@@ -337,17 +360,16 @@ impl QueueState {
         lane: &LaneKey,
         owner: Owner,
         tokens: usize,
-        limits: QueueLimits,
         deadline: Instant,
         now: Instant,
     ) -> Result<(), PushError> {
-        if self.receivers == 0 {
+        if self.receivers == 0 || self.is_aborted {
             return Err(PushError::Closed);
         }
         if !self.requests.has_owner(owner) && now < deadline {
             return Ok(());
         }
-        let bounds = LaneLimits { requests: limits.requests, tokens: limits.tokens };
+        let bounds = LaneLimits { requests: self.limits.requests, tokens: self.limits.tokens };
         // A sweep visits every waiting request. So it runs only when the lane is full and a client
         // has cancelled since the last one.
         if !self.requests.has_space(lane, tokens, bounds) && self.cancelled.take() {
@@ -361,8 +383,7 @@ impl QueueState {
         {
             return Ok(());
         }
-        let retry_after = wait.unwrap_or(UNKNOWN_RETRY_AFTER);
-        let retry_after = retry_after.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER);
+        let retry_after = wait.unwrap_or(UNKNOWN_RETRY_AFTER).min(MAX_RETRY_AFTER);
         Err(PushError::Full { waiting: self.requests.backlog(lane).requests, retry_after })
     }
 
@@ -411,12 +432,15 @@ pub(in crate::models) struct QueueReceiver {
     last_batch: LastBatch,
     /// Class of the batch that this receiver has taken and not finished.
     computes: Option<Priority>,
+    /// Whether it is no longer counted, because fewer batches may be computed concurrently.
+    is_retired: bool,
 }
 
-impl Clone for QueueReceiver {
-    fn clone(&self) -> Self {
-        self.shared.lock().receivers += 1;
-        Self { shared: Arc::clone(&self.shared), last_batch: LastBatch::default(), computes: None }
+impl QueueReceiver {
+    /// Returns a receiver that is counted already.
+    fn new(shared: &Arc<SharedQueue>) -> Self {
+        let (shared, last_batch) = (Arc::clone(shared), LastBatch::default());
+        Self { shared, last_batch, computes: None, is_retired: false }
     }
 }
 
@@ -424,6 +448,9 @@ impl Drop for QueueReceiver {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.end_batch(self.computes.take());
+        if self.is_retired {
+            return;
+        }
         state.receivers = state.receivers.saturating_sub(1);
         if thread::panicking() {
             // A panic ends the whole worker: the other receivers see the closed queue in `next`.
@@ -457,6 +484,20 @@ impl QueueReceiver {
             // Another receiver panicked and closed the queue.
             if state.receivers == 0 {
                 return None;
+            }
+            if state.receivers > state.limits.batches.max(1) {
+                // Leave the count at once, so that no other receiver ends for the same reason.
+                state.receivers -= 1;
+                self.is_retired = true;
+                // This receiver may have been woken for a request.
+                self.shared.arrived.notify_one();
+                return None;
+            }
+            let has_work = state.senders > 0 || state.requests.total_backlog().requests > 0;
+            let may_grow = has_work && !state.has_all_receivers;
+            if may_grow && state.receivers < state.limits.batches {
+                state.receivers += 1;
+                return Some(WorkItem::AddReceiver(Self::new(&self.shared)));
             }
             // Liveness probes and releases of scratch memory go before all batches, so that they
             // wait for the running passes at most and not for the backlog.
@@ -492,7 +533,7 @@ impl QueueReceiver {
                 && load.tokens < budget
                 && state.senders > 1
                 && let Some(ended) = self.last_batch.ended
-                && let Some(left) = self.shared.limits.wait.checked_sub(now - ended)
+                && let Some(left) = state.limits.wait.checked_sub(now - ended)
             {
                 let own = Backlog { requests: self.last_batch.requests, tokens: budget };
                 // Several receivers may gather at the same time. Keep the smallest goal, so that
@@ -517,6 +558,14 @@ impl QueueReceiver {
         }
     }
 
+    /// Records that no thread can be started for another receiver: none is created until the limits
+    /// change. Returns the number of receivers.
+    pub(in crate::models) fn stop_growing(&self) -> usize {
+        let mut state = self.shared.lock();
+        state.has_all_receivers = true;
+        state.receivers
+    }
+
     /// Records a finished batch: `tokens` were computed in `took`. Enqueues the `unfinished`
     /// request again, behind the requests of others.
     pub(in crate::models) fn finish_batch(
@@ -527,7 +576,10 @@ impl QueueReceiver {
     ) {
         self.last_batch.ended = Some(Instant::now());
         let mut state = self.shared.lock();
-        if let Some((turn, computed)) = unfinished {
+        // An aborted queue drops the request, which fails then.
+        if let Some((turn, computed)) = unfinished
+            && !state.is_aborted
+        {
             state.requests.requeue(turn, computed);
         }
         // Concurrent batches drain the queue together, so that the rate of one is multiplied by
@@ -703,10 +755,74 @@ mod tests {
         }
     }
 
+    /// Returns the receiver that `first` creates because two batches may be computed concurrently.
+    fn second_receiver(first: &mut QueueReceiver) -> QueueReceiver {
+        match first.next(1) {
+            Some(WorkItem::AddReceiver(second)) => second,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn receivers_follow_the_number_of_batches() {
+        let (sender, mut first) = channel(QueueLimits { batches: 3, ..LIMITS });
+        let (mut second, mut third) = (second_receiver(&mut first), second_receiver(&mut first));
+        sender.set_limits(LIMITS);
+        // Two receivers end, although no request waits, and the last one stays.
+        assert!(third.next(1).is_none());
+        assert!(first.next(1).is_none());
+        drop((first, third));
+        assert!(!sender.is_closed());
+        let _kept = push(&sender, 1, PATIENT).unwrap();
+        assert_eq!(take(&mut second, 1).len(), 1);
+        sender.set_limits(QueueLimits { batches: 2, ..LIMITS });
+        let fourth = second_receiver(&mut second);
+        // No thread can be started for it.
+        drop(fourth);
+        assert_eq!(second.stop_growing(), 1);
+        let _kept = push(&sender, 1, PATIENT).unwrap();
+        assert_eq!(take(&mut second, 1).len(), 1);
+        drop(second);
+        assert!(sender.is_closed());
+    }
+
+    #[test]
+    fn lower_limit_affects_new_requests_only() {
+        let (sender, mut receiver) = channel(LIMITS);
+        let kept = [push(&sender, 1, PATIENT).unwrap(), push(&sender, 1, PATIENT).unwrap()];
+        sender.set_limits(QueueLimits { requests: 1, ..LIMITS });
+        assert!(push(&sender, 1, PATIENT).is_err());
+        assert_eq!(take(&mut receiver, 10).len(), 2);
+        drop(kept);
+        sender.set_limits(QueueLimits { requests: 3, ..LIMITS });
+        let kept: Vec<_> = (0..3).map(|_| push(&sender, 1, PATIENT).unwrap()).collect();
+        assert!(push(&sender, 1, PATIENT).is_err());
+        drop(kept);
+    }
+
+    #[test]
+    fn aborted_queue_drops_waiting_and_unfinished_requests() {
+        let (sender, mut receiver) = channel(LIMITS);
+        let weak = sender.downgrade();
+        let unfinished = push(&sender, 60, PATIENT).unwrap();
+        let turn = take(&mut receiver, 10).pop().unwrap();
+        let waiting = push(&sender, 1, PATIENT).unwrap();
+        weak.abort();
+        assert!(wait(waiting).is_err());
+        assert_eq!(push(&sender, 1, PATIENT).unwrap_err(), PushError::Closed);
+        receiver.finish_batch(10, Duration::from_secs(1), Some((turn, 10)));
+        assert!(wait(unfinished).is_err());
+        drop(sender);
+        assert!(receiver.next(10).is_none());
+        // The queue has ended, and there is nothing to abort.
+        drop(receiver);
+        weak.abort();
+    }
+
     #[test]
     fn bulk_batches_run_one_at_a_time() {
-        let (sender, mut first) = channel(QueueLimits { requests: 10, ..LIMITS });
-        let mut second = first.clone();
+        let (sender, mut first) = channel(QueueLimits { requests: 10, batches: 2, ..LIMITS });
+        let mut second = second_receiver(&mut first);
         let push = |priority| {
             let priority = Some(priority);
             let deadline = Instant::now() + PATIENT;
@@ -734,8 +850,8 @@ mod tests {
 
     #[test]
     fn rate_covers_concurrent_batches() {
-        let (sender, mut first) = channel(LIMITS);
-        let mut second = first.clone();
+        let (sender, mut first) = channel(QueueLimits { batches: 2, ..LIMITS });
+        let mut second = second_receiver(&mut first);
         let _kept = [push(&sender, 10, PATIENT).unwrap(), push(&sender, 10, PATIENT).unwrap()];
         for receiver in [&mut first, &mut second] {
             take(receiver, 10);

@@ -5,8 +5,9 @@
 //! computed in parts, with batches of other requests in between. While many requests wait, several
 //! batches are computed concurrently, each on its share of the engine's threads. One batch more is
 //! taken, so that no thread idles until the slowest one is done or the next batch is gathered. The
-//! worker starts and joins a thread for each batch beyond the first. It ends when every sender of
-//! the queue is dropped. So an unload is: drop the queue, then join the thread.
+//! worker has a thread for each batch; the limits of the queue set their number, and may change.
+//! The worker ends when every sender of the queue is dropped. So an unload is: drop the queue, then
+//! join the thread.
 //!
 //! Invariants:
 //! 1. Weights are allocated and dropped on the worker's own thread.
@@ -16,7 +17,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::{self, Builder, JoinHandle};
+use std::thread::{self, Builder, JoinHandle, Scope};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -96,28 +97,16 @@ pub(in crate::models) struct ReadyModel {
     pub(in crate::models) load_time: Duration,
     /// Liveness of its threads.
     pub(in crate::models) pass_tracker: Arc<PassTracker>,
-    pass_limit: Arc<PassLimit>,
+    /// Most tokens of a pass.
+    pass_tokens: Arc<AtomicUsize>,
 }
 
 impl ReadyModel {
-    /// Makes passes short from the next one on.
-    pub(in crate::models) fn limit_pass(&self) {
-        self.pass_limit
-            .current
-            .store(SHORT_PASS_TOKENS.min(self.pass_limit.configured), Ordering::Relaxed);
+    /// Makes passes as long as `most` tokens from the next one on, or short if memory is short.
+    pub(in crate::models) fn set_pass_limit(&self, most: usize, is_memory_short: bool) {
+        let tokens = if is_memory_short { most.min(SHORT_PASS_TOKENS) } else { most };
+        self.pass_tokens.store(tokens, Ordering::Relaxed);
     }
-
-    /// Makes passes as long as the settings allow.
-    pub(in crate::models) fn unlimit_pass(&self) {
-        self.pass_limit.current.store(self.pass_limit.configured, Ordering::Relaxed);
-    }
-}
-
-/// Most tokens of a pass.
-#[derive(Debug)]
-struct PassLimit {
-    configured: usize,
-    current: AtomicUsize,
 }
 
 /// A running worker. It finishes its requests and ends when `queue` and all its clones are dropped.
@@ -155,9 +144,7 @@ pub(in crate::models) fn spawn(
             match loaded {
                 Err(error) => drop(announce.send(Err(error))),
                 Ok((manifest, LoadedModel { tokenizer, embedder })) => {
-                    let usual = options.batch_tokens;
-                    let pass =
-                        Arc::new(PassLimit { configured: usual, current: AtomicUsize::new(usual) });
+                    let pass_tokens = Arc::new(AtomicUsize::new(options.batch_tokens));
                     let pulse = Arc::default();
                     let ready = ReadyModel {
                         info: ModelInfo::new(&key, manifest),
@@ -167,18 +154,18 @@ pub(in crate::models) fn spawn(
                         report: embedder.report().clone(),
                         load_time: started.elapsed(),
                         pass_tracker: Arc::clone(&pulse),
-                        pass_limit: Arc::clone(&pass),
+                        pass_tokens: Arc::clone(&pass_tokens),
                     };
                     // If the receiver is gone, the queue is closed as well, and `serve` ends at
                     // once.
                     drop(announce.send(Ok(ready)));
                     let worker = ModelServer {
                         embedder,
-                        tokens: &pass.current,
+                        tokens: &pass_tokens,
                         pass_tracker: &pulse,
                         metrics: &metrics,
                     };
-                    worker.serve(jobs, limits.batches);
+                    worker.serve(jobs);
                 }
             }
         })
@@ -196,34 +183,34 @@ struct ModelServer<'a> {
 }
 
 impl ModelServer<'_> {
-    /// Computes batches until the queue has ended, at most `batches` of them concurrently.
-    fn serve(&self, queue: QueueReceiver, batches: usize) {
-        thread::scope(|scope| {
-            for taken in 1..batches {
-                let queue = queue.clone();
-                let started = Builder::new()
-                    .name("worker-batch".to_owned())
-                    .spawn_scoped(scope, || self.take_batches(queue));
-                if let Err(error) = started {
-                    tracing::warn!(
-                        name: Message::BatchesLimited.name(),
-                        batches = taken, %error,
-                        "thread for another batch cannot be started"
-                    );
-                    break;
-                }
-            }
-            self.take_batches(queue);
-        });
+    /// Computes batches until the queue has ended. Each receiver of the queue has a thread.
+    fn serve(&self, queue: QueueReceiver) {
+        thread::scope(|scope| self.take_batches(scope, queue));
     }
 
-    fn take_batches(&self, mut queue: QueueReceiver) {
+    fn take_batches<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        mut queue: QueueReceiver,
+    ) {
         loop {
-            // Read before each batch: the limit changes with memory pressure.
+            // Read before each batch: the limit changes with memory pressure and the settings.
             let budget = self.tokens.load(Ordering::Relaxed);
             match queue.next(budget) {
                 None => return,
                 Some(WorkItem::Batch(batch)) => self.compute(&mut queue, batch, budget),
+                Some(WorkItem::AddReceiver(receiver)) => {
+                    let started = Builder::new()
+                        .name("worker-batch".to_owned())
+                        .spawn_scoped(scope, move || self.take_batches(scope, receiver));
+                    if let Err(error) = started {
+                        tracing::warn!(
+                            name: Message::BatchesLimited.name(),
+                            batches = queue.stop_growing(), %error,
+                            "thread for another batch cannot be started"
+                        );
+                    }
+                }
                 Some(WorkItem::Probe(done)) => {
                     let pass = || self.embedder.compute(&[&[ANY_TOKEN]], Output::Vector);
                     if let Err(error) = self.pass_tracker.track(1, pass) {
@@ -252,6 +239,7 @@ impl ModelServer<'_> {
         mut batch: Vec<QueuedRequest<EmbedJob>>,
         budget: usize,
     ) {
+        self.embedder.set_batch_tokens(budget);
         let began = Instant::now();
         for turn in &mut batch {
             turn.job.began.get_or_insert(began);

@@ -70,12 +70,14 @@ impl Embedder for Fake {
     }
 }
 
+const LIMITS: QueueLimits =
+    QueueLimits { requests: 100, tokens: 10_000, wait: Duration::ZERO, batches: 1 };
+
 /// Computes the requests in `queue` until it has ended.
-fn serve(model: impl Embedder + 'static, queue: QueueReceiver, budget: usize, batches: usize) {
+fn serve(model: impl Embedder + 'static, queue: QueueReceiver, budget: usize) {
     let (tokens, metrics) = (AtomicUsize::new(budget), Metrics::new(&[]));
     let (embedder, pulse): (Box<dyn Embedder>, _) = (Box::new(model), PassTracker::default());
-    ModelServer { embedder, tokens: &tokens, pass_tracker: &pulse, metrics: &metrics }
-        .serve(queue, batches);
+    ModelServer { embedder, tokens: &tokens, pass_tracker: &pulse, metrics: &metrics }.serve(queue);
 }
 
 type Vectors = Result<Vec<f32>, String>;
@@ -89,9 +91,7 @@ struct Waiting {
 
 impl Waiting {
     fn new() -> Self {
-        let limits =
-            QueueLimits { requests: 100, tokens: 10_000, wait: Duration::ZERO, batches: 1 };
-        let (sender, receiver) = queue::channel(limits);
+        let (sender, receiver) = queue::channel(LIMITS);
         Self { sender, receiver, answers: Vec::new() }
     }
 
@@ -119,7 +119,7 @@ impl Waiting {
         let fake = Fake::default();
         let passes = Arc::clone(&fake.passes);
         drop(self.sender);
-        serve(fake, self.receiver, budget, 1);
+        serve(fake, self.receiver, budget);
         let answers = self.answers.into_iter().map(|answer| {
             let answer = wait(answer?).unwrap();
             Some(answer.map(|computed| computed.vectors).map_err(|error| error.to_string()))
@@ -202,8 +202,9 @@ fn batches_are_computed_in_parallel() {
         let (passes, waited) = came.wait_timeout_while(passes, patience, alone).unwrap();
         assert!(!waited.timed_out(), "{} passes at a time", *passes);
     };
+    waiting.sender.set_limits(QueueLimits { batches: 3, ..LIMITS });
     drop(waiting.sender);
-    serve(Fake { meet: Box::new(meet), ..Fake::default() }, waiting.receiver, 4, 3);
+    serve(Fake { meet: Box::new(meet), ..Fake::default() }, waiting.receiver, 4);
     for (answer, id) in waiting.answers.into_iter().zip([1.0, 2.0, 3.0]) {
         let answer = wait(answer.unwrap()).unwrap().unwrap();
         assert_eq!(answer.vectors, [id; 2]);
@@ -215,10 +216,11 @@ fn panic_in_one_batch_ends_the_worker() {
     let mut waiting = Waiting::new();
     waiting.ask(&[BAD], 1, Priority::Interactive);
     let Waiting { sender, receiver, mut answers } = waiting;
+    sender.set_limits(QueueLimits { batches: 3, ..LIMITS });
     let panics = |firsts: &[u32]| assert!(!firsts.contains(&BAD), "a bad id");
     let fake = Fake { meet: Box::new(panics), ..Fake::default() };
     // The sender still exists, so that only the panic can end it.
-    assert!(thread::spawn(move || serve(fake, receiver, 1, 3)).join().is_err());
+    assert!(thread::spawn(move || serve(fake, receiver, 1)).join().is_err());
     assert!(wait(answers[0].take().unwrap()).is_err());
     assert!(sender.is_closed());
 }

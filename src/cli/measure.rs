@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 
-use super::super::progress;
-use crate::engine::{Embedder, EngineError, LoadedModel, Tokenizer};
+use super::progress;
+use crate::engine::{Embedder, EngineError, LoadedModel, Tokens};
 use crate::models::residency::load::embed_plain;
 
 /// Passes that wait for the engine, in addition to the one that the tokenizer prepares.
@@ -84,12 +84,14 @@ impl MeasureLength {
     }
 }
 
-/// Embeds all of `texts` again and again, for `length`. There must be at least one text.
+/// Embeds all of `texts`, each after `prompt`, again and again for `length`. There must be at least
+/// one text.
 ///
 /// # Errors
 /// When a text cannot be tokenized or embedded, or a thread cannot be started.
 pub(super) fn throughput(
     model: &LoadedModel,
+    prompt: &str,
     texts: &[String],
     batch_tokens: usize,
     length: MeasureLength,
@@ -101,7 +103,8 @@ pub(super) fn throughput(
         let ahead = Builder::new()
             .name("tokenizer".to_owned())
             .spawn_scoped(scope, || {
-                tokenize_rounds(tokenizer, texts, batch_tokens, length.most(), passes)
+                let encode = |text: &str| tokenizer.encode(prompt, text);
+                tokenize_rounds(encode, texts, batch_tokens, length.most(), passes)
             })
             .context("cannot start a thread")?;
         let embedded = embed_rounds(embedder.as_ref(), texts.len(), incoming, started, length);
@@ -154,7 +157,7 @@ fn embed_rounds(
 
 /// Sends the passes of `rounds` rounds, until the receiver is gone or a text cannot be tokenized.
 fn tokenize_rounds(
-    tokenizer: &Tokenizer,
+    encode: impl Fn(&str) -> Result<Tokens, EngineError>,
     texts: &[String],
     batch_tokens: usize,
     rounds: u64,
@@ -167,7 +170,7 @@ fn tokenize_rounds(
     for _ in 0..rounds {
         let mut pass = EmbedCall::default();
         for &text in &order {
-            let ids = match tokenizer.encode("", &texts[text]) {
+            let ids = match encode(&texts[text]) {
                 Ok(tokens) => tokens.ids,
                 Err(error) => {
                     // A closed channel means that the engine failed first, and its error is

@@ -1,5 +1,6 @@
 //! Serves Ollama's dialect: `/api/embed`, `/api/embeddings`, `/api/tags`, `/api/ps`, `/api/show`,
-//! `/api/version`, and `/`.
+//! `/api/version`, `/api/pull`, and `/`. `/api/generate` and `/api/chat` only load and unload
+//! models. The routes that change models explain how to do so.
 //!
 //! Converts Ollama's model names, and formats every failure on these routes as a flat `{"error":
 //! "…"}`. The embedding [`service`] computes the vectors.
@@ -7,64 +8,60 @@
 //! Invariant: a text gets the same vector as on every other route, of length 1 if the model
 //! normalizes. Ollama's own `/api/embeddings` does not normalize its vectors.
 
-use std::collections::BTreeMap;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+mod listing;
+mod load;
+mod pull;
+
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get, post};
+use axum::routing::{any, delete, get, post};
 use axum::{Json, Router, middleware};
 
 use super::App;
 use super::error::ApiError;
-use super::input::{BodyLimit, read_json, read_small_json};
-use super::request_context::{RequestContext, TenantContext};
+use super::input::read_json;
+use super::request_context::RequestContext;
 use super::response::{self, set_embedding_headers};
 use super::wire::ollama::{
-    Details, EmbedRequest, EmbedResponse, EmbeddingsRequest, EmbeddingsResponse, Failure,
-    RunningModel, RunningModels, ShowRequest, ShowResponse, Tag, Tags, Texts, VersionResponse,
+    EmbedRequest, EmbedResponse, EmbeddingsRequest, EmbeddingsResponse, Failure, Texts,
+    VersionResponse,
 };
 use crate::base::units::Bytes;
-use crate::models::{Fallback, KeepAlive, KeepAliveRequest, ModelInfo, Residency};
-use crate::package::{Manifest, StoreEntry};
-use crate::service::{self, CheckedInput, Embeddings, Input};
+use crate::config::TenantSettings;
+use crate::models::{Fallback, KeepAlive, KeepAliveRequest};
+use crate::package::Manifest;
+use crate::service::{self, CheckedInput, Embeddings, Input, OutputKind};
 
-/// Capabilities of every model, in Ollama's terms.
-const CAPABILITIES: [&str; 1] = ["embedding"];
 /// Time until unloading that is reported for a model that is never unloaded: the longest duration
 /// in Go. Ollama's clients show more than 20 years as "Forever".
 const NEVER: Duration = Duration::from_nanos(i64::MAX.unsigned_abs());
 /// Last second of the year 9999, in seconds since 1970: the end of RFC 3339's range.
 const LAST_SECOND: u64 = 253_402_300_799;
-/// Longest body of `/api/show`, which contains only a name.
-const MAX_SHOW: Bytes = Bytes(64 << 10);
-/// Routes of Ollama that do not exist here. Its clients call some of them on their own, and parse
-/// failures only in Ollama's format.
-const ABSENT: [&str; 8] = [
-    "/api/pull",
-    "/api/push",
-    "/api/create",
-    "/api/copy",
-    "/api/delete",
-    "/api/generate",
-    "/api/chat",
-    "/api/blobs/{digest}",
-];
+/// Longest body of a request that contains only a name.
+const MAX_SMALL: Bytes = Bytes(64 << 10);
 
 pub(super) fn router() -> Router<App> {
-    let router = Router::new()
-        .route("/", get(greeting))
+    Router::new()
         .route("/api/embed", post(embed))
         .route("/api/embeddings", post(embeddings))
-        .route("/api/tags", get(tags))
-        .route("/api/ps", get(running))
-        .route("/api/show", post(show))
-        .route("/api/version", get(version));
-    ABSENT
-        .into_iter()
-        .fold(router, |router, path| router.route(path, any(super::no_route)))
+        .route("/api/generate", post(load::generate))
+        .route("/api/chat", post(load::chat))
+        .route("/api/tags", get(listing::tags))
+        .route("/api/ps", get(listing::running))
+        .route("/api/show", post(listing::show))
+        .route("/api/version", get(version))
+        .route("/api/pull", post(pull::pull))
+        .route("/api/push", post(pull::push))
+        .route("/api/create", post(pull::create))
+        .route("/api/copy", post(pull::copy))
+        .route("/api/delete", delete(pull::delete))
+        // This route does not exist here. Clients call it on their own, and parse failures only in
+        // Ollama's format.
+        .route("/api/blobs/{digest}", any(super::no_route))
         // Register before `layer`, so that 405 answers get Ollama's format, too.
         .method_not_allowed_fallback(super::no_method)
         .layer(middleware::map_response(rewrite_failure))
@@ -85,7 +82,7 @@ async fn rewrite_failure(response: Response) -> Response {
 }
 
 /// Answers the request with which clients check that a server is running.
-async fn greeting() -> &'static str {
+pub(super) async fn greeting() -> &'static str {
     "Caxton is running\n"
 }
 
@@ -99,9 +96,16 @@ async fn embed(
     body: Body,
 ) -> Result<Response, ApiError> {
     let request: EmbedRequest = read_json(&app, &caller, body).await?;
-    let texts = request.input.map_or_else(Vec::new, |Texts(texts)| texts);
-    let param = "input";
+    let of_field = |texts: Option<Texts>| texts.map_or_else(Vec::new, |Texts(texts)| texts);
+    let input = of_field(request.input);
+    // Without texts the request would only load the model, and a client that uses the field of the
+    // older route would get an empty answer.
+    let (texts, param) = match input.is_empty() {
+        true => (of_field(request.prompt), "prompt"),
+        false => (input, "input"),
+    };
     let embed = of_texts(texts, param)?.map(|embed| service::EmbedRequest {
+        output: request.normalize.map_or(OutputKind::Vector, OutputKind::Normalized),
         refuse_long: request.truncate == Some(false),
         dimensions: request.dimensions.filter(|dimensions| *dimensions > 0),
         ..embed
@@ -135,9 +139,18 @@ async fn embeddings(
     body: Body,
 ) -> Result<Response, ApiError> {
     let request: EmbeddingsRequest = read_json(&app, &caller, body).await?;
-    let text = request.prompt.filter(|prompt| !prompt.is_empty());
-    let param = "prompt";
-    let embed = of_texts(text.into_iter().collect(), param)?;
+    let prompt = request.prompt.filter(|prompt| !prompt.is_empty());
+    let (texts, param) = match (prompt, request.input) {
+        (Some(prompt), _) => (vec![prompt], "prompt"),
+        (None, Some(Texts(texts))) => (texts, "input"),
+        (None, None) => (Vec::new(), "prompt"),
+    };
+    if texts.len() > 1 {
+        let message = "input has several texts, and the answer of /api/embeddings has one vector; \
+                       send them to /api/embed";
+        return Err(ApiError::invalid(Some("input".to_owned()), message.to_owned()));
+    }
+    let embed = of_texts(texts, param)?;
     let model = request.model.as_deref();
     let OllamaEmbeddings { embedded, .. } =
         answer(&app, &caller, model, request.keep_alive, embed, param).await?;
@@ -183,7 +196,9 @@ async fn answer(
     param: &str,
 ) -> Result<OllamaEmbeddings, ApiError> {
     let of_param = |error| ApiError::of_embed(error, param);
-    let named = model.map(model_name);
+    let model = model.filter(|name| !name.is_empty());
+    let tenant = caller.call.tenant_settings();
+    let named = model.map(|name| model_name(app, tenant, name)).transpose()?;
     let began = Instant::now();
     let fallback = Fallback::Vectors(caller.call.allow_fallback);
     let no_texts = Input::default();
@@ -201,21 +216,31 @@ async fn answer(
         let wish = KeepAliveRequest { user: caller.call.user, is_admin, keep_alive };
         app.handle.keep_alive(&name, wish).await?;
     }
-    let model = answered_name(model, leased.info());
+    let manifest = &leased.info().manifest;
+    let model = answered_name(model, named.as_deref(), manifest);
+    let most = manifest.dimensions;
     let embedded = match embed {
-        Some(embed) => Some(leased.embed(&caller.call, embed).await.map_err(of_param)?),
+        Some(embed) => {
+            // Ollama ignores a length that is greater than the model's.
+            let dimensions = embed.dimensions.filter(|dimensions| *dimensions <= most);
+            let embed = service::EmbedRequest { dimensions, ..embed };
+            Some(leased.embed(&caller.call, embed).await.map_err(of_param)?)
+        }
         None => None,
     };
     Ok(OllamaEmbeddings { model, load, embedded })
 }
 
-/// Converts a name in Ollama's form (`id`, `id:latest` or `id:version`) to the name of a model.
-fn model_name(name: &str) -> String {
-    match name.split_once(':') {
-        Some((id, "latest")) => id.to_owned(),
-        Some((id, version)) => format!("{id}@{version}"),
-        None => name.to_owned(),
-    }
+/// Converts a name in Ollama's form to the name of a model or an alias: removes the name space of
+/// Ollama's own models, and ignores case.
+///
+/// # Errors
+/// When several models or aliases differ from the name only in case.
+fn model_name(app: &App, tenant: Option<&TenantSettings>, name: &str) -> Result<String, ApiError> {
+    let name = name.strip_prefix("library/").unwrap_or(name);
+    app.handle.catalog().match_ignoring_case(name, tenant).map_err(|ambiguous| {
+        ApiError::invalid(Some("model".to_owned()), format!("the model {ambiguous}"))
+    })
 }
 
 /// Returns the name of a model in Ollama's form.
@@ -223,10 +248,11 @@ fn ollama_name(manifest: &Manifest) -> String {
     format!("{}:{}", manifest.id, manifest.version)
 }
 
-/// Returns the model name for the answer: the requested name, unless another model answered.
-fn answered_name(asked: Option<&str>, info: &ModelInfo) -> String {
-    let is_it = |asked: &&str| asked.split([':', '@']).next() == Some(info.manifest.id.as_str());
-    asked.filter(is_it).map_or_else(|| ollama_name(&info.manifest), str::to_owned)
+/// Returns the model name for the answer: the name in the request, which was converted to `named`,
+/// unless another model answered.
+fn answered_name(asked: Option<&str>, named: Option<&str>, manifest: &Manifest) -> String {
+    let is_it = named.and_then(|named| named.split('@').next()) == Some(manifest.id.as_str());
+    asked.filter(|_| is_it).map_or_else(|| ollama_name(manifest), str::to_owned)
 }
 
 fn rows(embedded: &Embeddings) -> Vec<Vec<f32>> {
@@ -235,93 +261,6 @@ fn rows(embedded: &Embeddings) -> Vec<Vec<f32>> {
 
 fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-async fn tags(State(app): State<App>, viewer: TenantContext) -> Json<Tags> {
-    let entries = viewer.visible_models(&app);
-    let models = entries.iter().map(|StoreEntry { manifest, record, .. }| Tag {
-        name: ollama_name(manifest),
-        model: ollama_name(manifest),
-        modified_at: time(record.installed_at.0),
-        size: manifest.total_size(),
-        digest: record.package_digest.to_string(),
-        details: details(manifest),
-        capabilities: CAPABILITIES.to_vec(),
-    });
-    Json(Tags { models: models.collect() })
-}
-
-async fn running(
-    State(app): State<App>,
-    viewer: TenantContext,
-) -> Result<Json<RunningModels>, ApiError> {
-    let view = app.handle.memory().await?;
-    let entries = viewer.visible_models(&app);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let models = view.models.into_iter().filter_map(|model| {
-        let Residency::Resident { weight_bytes, .. } = model.residency else { return None };
-        // Skip a model that has just left the store: it is being unloaded.
-        let StoreEntry { manifest, record, .. } = entries.get(&model.key)?;
-        Some(RunningModel {
-            name: ollama_name(manifest),
-            model: ollama_name(manifest),
-            size: weight_bytes,
-            digest: record.package_digest.to_string(),
-            details: details(manifest),
-            expires_at: time(now.saturating_add(model.expires.unwrap_or(NEVER)).as_secs()),
-            size_vram: 0,
-            context_length: manifest.max_sequence_length,
-        })
-    });
-    Ok(Json(RunningModels { models: models.collect() }))
-}
-
-async fn show(
-    State(app): State<App>,
-    viewer: TenantContext,
-    body: Body,
-) -> Result<Json<ShowResponse>, ApiError> {
-    let limit = BodyLimit::smaller(app.settings.borrow().socket.max_body, MAX_SHOW);
-    let request: ShowRequest = read_small_json(body, limit).await?;
-    let Some(asked) = request.model.or(request.name) else {
-        let message = "model is missing; expected the name of a model".to_owned();
-        return Err(ApiError::invalid(Some("model".to_owned()), message));
-    };
-    let entries = viewer.visible_models(&app);
-    let Some(StoreEntry { manifest, record, .. }) = entries.resolve(&model_name(&asked)) else {
-        return Err(ApiError::unknown_package(asked, &entries));
-    };
-    Ok(Json(ShowResponse {
-        license: manifest.license.clone(),
-        details: details(manifest),
-        model_info: model_info(manifest, record.manifest_digest.short()),
-        capabilities: CAPABILITIES.to_vec(),
-        modified_at: time(record.installed_at.0),
-    }))
-}
-
-/// Returns the facts that Ollama's clients read, under its names, and the embedding space and
-/// revision, which are needed to compare vectors.
-fn model_info(manifest: &Manifest, revision: String) -> BTreeMap<String, serde_json::Value> {
-    let architecture = &manifest.architecture;
-    BTreeMap::from([
-        ("general.architecture".to_owned(), architecture.as_str().into()),
-        (format!("{architecture}.context_length"), manifest.max_sequence_length.into()),
-        (format!("{architecture}.embedding_length"), manifest.dimensions.into()),
-        ("caxton.embedding_space".to_owned(), manifest.embedding_space().into()),
-        ("caxton.revision".to_owned(), revision.into()),
-    ])
-}
-
-fn details(manifest: &Manifest) -> Details {
-    Details {
-        parent_model: "",
-        format: "safetensors",
-        family: manifest.architecture.clone(),
-        families: vec![manifest.architecture.clone()],
-        parameter_size: "",
-        quantization_level: manifest.precision.name(),
-    }
 }
 
 /// Formats seconds since 1970 as RFC 3339 in UTC.
@@ -334,20 +273,6 @@ fn time(at: u64) -> String {
 mod tests {
     use super::*;
     use crate::models::ModelError;
-
-    #[test]
-    fn tag_is_version_and_latest_is_unversioned() {
-        for (name, expected) in [
-            ("bundled-mini", "bundled-mini"),
-            ("bundled-mini:latest", "bundled-mini"),
-            ("bundled-mini:1.0.0", "bundled-mini@1.0.0"),
-            ("bundled-mini@1.0.0", "bundled-mini@1.0.0"),
-            ("", ""),
-            (":", "@"),
-        ] {
-            assert_eq!(model_name(name), expected, "{name}");
-        }
-    }
 
     #[test]
     fn time_is_capped_at_year_9999() {
