@@ -58,7 +58,7 @@ fn backslash(bytes: &[u8], at: usize) -> Option<usize> {
     rest.iter().position(|byte| *byte == b'\\').map(|index| at + index)
 }
 
-/// Returns the code of the escape `\uXXXX` at index `at`; `None` if there is another one or none.
+/// Returns the code of the `\u` escape at index `at`; `None` if the bytes there are no such escape.
 fn escaped_code(bytes: &[u8], at: usize) -> Option<u16> {
     let digits = bytes.get(at..at + ESCAPE)?.strip_prefix(b"\\u")?;
     // The parser of numbers accepts a sign.

@@ -222,7 +222,7 @@ impl Default for ModelSettings {
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum IdleTime {
-    /// As [`MemorySettings::max_idle_time`] says. [`Settings::model`] replaces this value.
+    /// The time of [`MemorySettings::max_idle_time`], by which [`Settings::model`] replaces this.
     Default,
     /// The model stays until its memory is needed.
     Never,

@@ -84,7 +84,7 @@ pub enum Event {
         file: String,
         /// State of the file, as `/status` names it.
         state: &'static str,
-        /// Reason, for people; `None` when the state says everything.
+        /// Reason, for people; `None` when the state needs none.
         reason: Option<String>,
     },
     /// A package could not be installed now. It stays in its directory.

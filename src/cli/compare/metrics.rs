@@ -5,6 +5,7 @@
 
 use std::cmp::Ordering;
 use std::num::NonZero;
+use std::panic::resume_unwind;
 use std::thread;
 
 /// Nearest neighbors that are compared, and results that count for nDCG.
@@ -105,7 +106,8 @@ pub(in crate::cli) fn neighbor_overlap(
         });
         // All threads are started before the first is joined.
         let parts = Vec::from_iter(parts);
-        parts.into_iter().map(|part| part.join().unwrap_or_default()).sum()
+        // A lost part would make the overlap too low without an error.
+        parts.into_iter().map(|part| part.join().unwrap_or_else(|lost| resume_unwind(lost))).sum()
     });
     Some(common as f64 / (texts * count) as f64)
 }
