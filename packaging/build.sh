@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds the published files in target/packages: packages for Debian and for Fedora, their debug symbols, the bill of
-# materials, and SHA256SUMS. Both packages of an architecture come from one build. The same commit gives the same bytes
-# in every location of the checkout; packaging/reproducible.sh checks it. Runs on an x86-64 Debian machine with cargo.
+# materials, the packages of optional models, and SHA256SUMS. Both packages of an architecture come from one build. The
+# same commit gives the same bytes in every location of the checkout; packaging/reproducible.sh checks it. Runs on an
+# x86-64 Debian machine with cargo.
 #
 #   packaging/build.sh [--arch amd64|arm64|all] [--programs]
 #
@@ -202,6 +203,16 @@ third_party() {
     jq --raw-output --from-file packaging/third-party.jq "$stage/third-party.json" >"$stage/THIRD-PARTY"
 }
 
+# Builds the package of each optional model: bundled-models/NAME.copyright belongs to NAME-VERSION.model.tar.zst.
+model_packages() {
+    local copyright name
+    for copyright in bundled-models/*.copyright; do
+        [ -e "$copyright" ] || continue
+        name=$(basename "$copyright" .copyright)
+        packaging/model.sh "$name" "bundled-models/$name"-[0-9]*.model.tar.zst "$copyright" "$packages"
+    done
+}
+
 bill_of_materials() {
     local arch=$1
     cargo cyclonedx --quiet --format json --spec-version 1.5 --no-build-deps --target "${triple_of[$arch]}" \
@@ -244,6 +255,7 @@ main() {
         debian_package "$arch"
         rpm_packages "$arch"
     done
+    model_packages
     (cd "$packages" && rm -f SHA256SUMS && sha256sum -- * >SHA256SUMS.part && mv SHA256SUMS.part SHA256SUMS)
     ls -l "$packages"
 }

@@ -164,6 +164,59 @@ rpm_lint() {
     found=$(rpmlint --strict --config packaging/rpm/rpmlint.toml "$1" 2>&1) || { printf '%s\n' "$found" >&2; return 1; }
 }
 
+# Checks the packages of packaging/model.sh with a model of random weights, because this repository has no optional model,
+# and those in target/packages, if there are any. Uses the program of the package for this machine.
+model_packages() {
+    local models=$work/models file=$work/models/multilingual-1.0.0.model.tar.zst output deb
+    install -d "$models"
+    dpkg-deb --fsys-tarfile "$packages/caxton_$version-${revision}_amd64.deb" |
+        tar --extract --directory "$models" --strip-components 3 ./usr/bin/caxton
+    "$models/caxton" model pack --source tests/golden/tiny-xlm-roberta --model-id multilingual \
+        --model-version 1.0.0 --license Apache-2.0 --precision int8 --output "$file" >/dev/null
+    (cd "$models" && sha256sum "$(basename "$file")" >"$file.sha256")
+    for output in first second; do
+        packaging/model.sh multilingual "$file" packaging/debian/copyright "$models/$output" >/dev/null
+    done
+    subject='packages of a model'
+    check 'two builds give the same bytes' diff --recursive "$models/first" "$models/second"
+    for deb in "$models"/first/*.deb "$packages"/caxton-model-*.deb; do
+        [ ! -e "$deb" ] || model_package "$deb"
+    done
+    subject='packages of a model'
+    sed -i 's/^./x/' "$file.sha256"
+    check 'a wrong digest is refused' refused packaging/model.sh multilingual "$file" packaging/debian/copyright "$models/third"
+}
+refused() {
+    ! "$@" >/dev/null 2>&1
+}
+model_package() {
+    local deb=$1 rpm root=$work/model-deb other=$work/model-rpm model
+    subject=$(basename "$deb" _all.deb)
+    rpm=$(dirname "$deb")/${subject/_/-}.noarch.rpm
+    subject=$(basename "$deb")
+    rm -rf "$root"
+    dpkg-deb --raw-extract "$deb" "$root"
+    unpack_rpm "$rpm" "$other"
+    model=$(echo "$root"/usr/share/caxton/models/*.model.tar.zst)
+    check 'its digest holds' model_digest_holds "$model"
+    check 'the model passes its self-test' "$work/models/caxton" model verify "$model"
+    check 'needs this version of Caxton' grep -qx "Depends: caxton (>= $version)" "$root/DEBIAN/control"
+    check 'has no scriptlets' diff <(ls "$root/DEBIAN") - <<<$'control\nmd5sums'
+    check 'all belongs to root' only '^[^ ]+ root/root ' <(dpkg-deb --contents "$deb")
+    check 'md5sums hold' md5sums_hold "$root"
+    check 'lintian finds nothing' lintian --info --display-info --pedantic --fail-on error,warning,info,pedantic "$deb"
+    subject=$(basename "$rpm")
+    check 'has the same files' diff --recursive "$root/usr/share/caxton" "$other/usr/share/caxton"
+    check 'has the licence' test -s "$(echo "$other"/usr/share/licenses/caxton-model-*/copyright)"
+    check 'needs this version of Caxton' grep -qx "caxton >= $version" <(rpm --query --package --requires "$rpm")
+    check 'has no scriptlets' test -z "$(rpm --query --package --scripts "$rpm")"
+    check 'names no building machine' test "$(query "$rpm" '%{BUILDHOST}')" = reproducible
+    check 'rpmlint finds nothing' rpm_lint "$rpm"
+}
+model_digest_holds() {
+    (cd "$(dirname "$1")" && sha256sum --quiet --check "$(basename "$1").sha256")
+}
+
 bill_of_materials() {
     subject=caxton_$version-${revision}_$1.cdx.json
     check 'is CycloneDX, with more than a hundred crates' \
@@ -187,3 +240,7 @@ for arch in amd64 arm64; do
         rpm_package "$arch"
     fi
 done
+# The program of the other architecture does not run here.
+if [ -e "$packages/caxton_$version-${revision}_amd64.deb" ]; then
+    model_packages
+fi

@@ -23,11 +23,11 @@
 //! | [`daemon`] | start, reload, shutdown; the listening socket; the task of each subsystem |
 //! | [`cli`] | the command line; its commands use the socket, or the store without a daemon |
 //! | [`api`] | HTTP: routes, limits, permissions, errors of the dialects |
-//! | [`service`] | from texts to vectors: the one path of every dialect; knows no HTTP |
+//! | [`service`] | from texts to vectors or scores: the one path of every dialect; knows no HTTP |
 //! | [`models`] | resident models, their workers and queues; installation; self-tests; usage |
-//! | [`engine`] | texts to tokens to vectors; has no runtime, sockets or packages |
+//! | [`engine`] | texts to tokens to vectors or scores; has no runtime, sockets or packages |
 //! | [`memory`] | memory pressure: samples, levels and the plan; knows no models |
-//! | [`package`] | archive, manifest, signatures, store, drop scanner, conversion of models |
+//! | [`package`] | archive, manifest, signatures, store, drop scanner; conversion; known models |
 //! | [`config`] | configuration files to checked settings |
 //! | [`files`] | reads and writes of files, and [`files::watch`], which observes directories |
 //! | [`telemetry`] | the log, the counters, and the stream of state changes for subscribers |
@@ -66,10 +66,31 @@
 //!    wait, it takes several batches at once, and they share the threads of the engine. The worker
 //!    drops canceled requests.
 //! 7. [`engine::Embedder`] receives token ids and returns vectors, or the other
-//!    [`engine::Output`]s. The [`engine::Architecture`] decides whether the fused encoder,
-//!    candle-transformers or a lookup table computes them.
+//!    [`engine::Output`]s. The [`engine::Architecture`] decides whether the fused encoder or a
+//!    lookup table computes them.
+//!
+//! # A ranking
+//!
+//! A request that ranks documents leases one model for the query and all documents
+//! ([`service::LeasedModel`]), and computes the scores in one of three ways:
+//!
+//! - A model of vectors embeds both, and the score is their cosine.
+//! - A reranker scores pairs. The query is tokenized once, and each document becomes a pair with
+//!   it; the copies of the query are charged to the caller's uid, too. A pair is a list of token
+//!   ids like a text, so it passes through the same queue, batches and limits. The highest bit of
+//!   an id is the token type of the second text. A client cannot set it, because such an id is
+//!   outside every vocabulary. A reranker computes no vectors for clients, and is a fallback only
+//!   for another reranker.
+//! - A model with a multi-vector head compares the vectors of all tokens ([`engine::max_sim`]).
+//!   They are computed in groups of documents, so their memory does not grow with the number of
+//!   documents.
 //!
 //! # A forward pass
+//!
+//! One loop computes all families of encoders. They differ in the steps of a layer: where it
+//! normalizes, whether it rotates queries and keys, which keys a query reaches, and whether the
+//! feed-forward layer is gated or has experts. A token adds up the outputs of its experts in the
+//! order of their numbers.
 //!
 //! Loading selects the [`engine::Precision`] from the configuration, the instruction sets of the
 //! processor and the stored weights. It packs the weights once, directly from the mapped file; the
@@ -79,15 +100,16 @@
 //! that fails it is admitted again and loaded in f32.
 //!
 //! A pass is divided into parts of whole texts. A fixed pool of threads takes the parts, the most
-//! expensive first. The threads compute a small pass together, and also every pass on a machine
-//! with unequal processors: they share the outputs of each product, the heads of attention and the
-//! rows of every other step, item by item. The tokens of all texts are adjacent, without padding.
-//! Queries, keys and values are one product, and the weights include the scale of the softmax. Bias
-//! and activation, or bias and residual, are applied to each tile of results while it is in the
-//! cache. Residuals, softmax, LayerNorm and activations are f32 in every precision. Every thread
-//! has an arena, which grows to the longest part and is kept. Each kernel is compiled for every
-//! instruction set and selected at run time; tests compare it with its scalar twin. The vector of a
-//! text does not depend on the other texts of the pass.
+//! expensive first. The threads compute a small pass together, a pass with a text that is longer
+//! than the share of one thread, and every pass on a machine with unequal processors: they share
+//! the outputs of each product, the heads of attention and the rows of every other step, item by
+//! item. The tokens of all texts are adjacent, without padding. Queries, keys and values are one
+//! product, and the weights include the scale of the softmax. Bias and activation, or bias and
+//! residual, are applied to each tile of results while it is in the cache. Residuals, softmax,
+//! LayerNorm and activations are f32 in every precision. Every thread has an arena, which grows to
+//! the longest part and is kept. Each kernel is compiled for every instruction set and selected at
+//! run time; tests compare it with its scalar twin. The vector of a text does not depend on the
+//! other texts of the pass.
 //!
 //! # Memory pressure
 //!
@@ -122,6 +144,17 @@
 //! Records for operators are of a [`telemetry::log::Message`]: a kind with a `MESSAGE_ID`, which
 //! `packaging/journal/caxton.catalog` explains. Records wait for the journal in a bounded queue;
 //! the rest of the daemon never waits for the journal.
+//!
+//! # A published model
+//!
+//! `caxton model pack` ([`package::PackRequest`]) converts a directory of sentence-transformers or
+//! transformers, or a GGUF file, to a package. The daemon reads only packages.
+//!
+//! Weights come from safetensors, a pickle of PyTorch, an ONNX file or a GGUF file; no code in a
+//! file is executed, and no graph is run. A setting that would change a vector in a way that
+//! [`engine`] does not compute is an error. A classifier with one label is packed as a reranker.
+//! [`package::known_models`] has the facts that directories do not state. The directory decides
+//! where it states a fact, and must not contradict the known model that it claims to be.
 //!
 //! # A package
 //!

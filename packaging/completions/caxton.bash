@@ -1158,12 +1158,16 @@ _caxton() {
             return 0
             ;;
         caxton__subcmd__memory__subcmd__load)
-            opts="-h --pin --unpin --socket --config --help"
+            opts="-h --pin --unpin --wait --socket --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --socket)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1556,7 +1560,7 @@ _caxton() {
             return 0
             ;;
         caxton__subcmd__model__subcmd__install)
-            opts="-h --source --model-id --original --model-version --precision --license --revision --matryoshka-dimensions --pooling --normalize --replace --allow-downgrade --validate-checksums --json --socket --config --help"
+            opts="-h --source --model-id --original --model-version --precision --license --revision --matryoshka-dimensions --pooling --normalize --max-sequence-length --replace --allow-downgrade --validate-checksums --json --socket --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1579,7 +1583,7 @@ _caxton() {
                     return 0
                     ;;
                 --precision)
-                    COMPREPLY=($(compgen -W "f32 f16 int8" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "f32 f16 int8 int4-table" -- "${cur}"))
                     return 0
                     ;;
                 --license)
@@ -1595,11 +1599,15 @@ _caxton() {
                     return 0
                     ;;
                 --pooling)
-                    COMPREPLY=($(compgen -W "mean cls max mean_sqrt_len" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "mean cls max mean_sqrt_len lasttoken" -- "${cur}"))
                     return 0
                     ;;
                 --normalize)
                     COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
+                --max-sequence-length)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --socket)
@@ -1618,12 +1626,40 @@ _caxton() {
             return 0
             ;;
         caxton__subcmd__model__subcmd__known)
-            opts="-h --json --socket --config --help"
+            opts="-h --language --task --license --max-size --max-memory --family --runs --sort --json --socket --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --language)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --task)
+                    COMPREPLY=($(compgen -W "similarity search code-search rerank" -- "${cur}"))
+                    return 0
+                    ;;
+                --license)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --max-size)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --max-memory)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --family)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --sort)
+                    COMPREPLY=($(compgen -W "size memory name dimensions" -- "${cur}"))
+                    return 0
+                    ;;
                 --socket)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1662,7 +1698,7 @@ _caxton() {
             return 0
             ;;
         caxton__subcmd__model__subcmd__pack)
-            opts="-h --source --model-id --original --model-version --precision --license --revision --matryoshka-dimensions --pooling --normalize --output --socket --config --help"
+            opts="-h --source --model-id --original --model-version --precision --license --revision --matryoshka-dimensions --pooling --normalize --max-sequence-length --output --socket --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1685,7 +1721,7 @@ _caxton() {
                     return 0
                     ;;
                 --precision)
-                    COMPREPLY=($(compgen -W "f32 f16 int8" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "f32 f16 int8 int4-table" -- "${cur}"))
                     return 0
                     ;;
                 --license)
@@ -1701,11 +1737,15 @@ _caxton() {
                     return 0
                     ;;
                 --pooling)
-                    COMPREPLY=($(compgen -W "mean cls max mean_sqrt_len" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "mean cls max mean_sqrt_len lasttoken" -- "${cur}"))
                     return 0
                     ;;
                 --normalize)
                     COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
+                --max-sequence-length)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --output)
@@ -1735,7 +1775,7 @@ _caxton() {
             fi
             case "${prev}" in
                 --task)
-                    COMPREPLY=($(compgen -W "embedding similarity search retrieval classification clustering code_search" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "embedding similarity search retrieval classification clustering code_search rerank" -- "${cur}"))
                     return 0
                     ;;
                 --complexity)
@@ -1832,12 +1872,16 @@ _caxton() {
             return 0
             ;;
         caxton__subcmd__model__subcmd__stats)
-            opts="-h --json --socket --config --help"
+            opts="-h --sort --json --socket --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --sort)
+                    COMPREPLY=($(compgen -W "name use" -- "${cur}"))
+                    return 0
+                    ;;
                 --socket)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1913,7 +1957,7 @@ _caxton() {
                     return 0
                     ;;
                 --mode)
-                    COMPREPLY=($(compgen -W "semantic hybrid keyword" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "semantic multi-vector hybrid keyword" -- "${cur}"))
                     return 0
                     ;;
                 --top)

@@ -50,8 +50,9 @@ complete -c caxton -n "__fish_caxton_using_subcommand embed" -l config -d 'Confi
 complete -c caxton -n "__fish_caxton_using_subcommand embed" -l json-lines -d 'Print one JSON object for each text, in order: the number of its line, the model and the vector. For large inputs'
 complete -c caxton -n "__fish_caxton_using_subcommand embed" -l json -d 'Print the complete answer of the daemon in JSON'
 complete -c caxton -n "__fish_caxton_using_subcommand embed" -s h -l help -d 'Print help'
-complete -c caxton -n "__fish_caxton_using_subcommand rank" -l model -d 'Model or alias [default: the daemon\'s default model]' -r
-complete -c caxton -n "__fish_caxton_using_subcommand rank" -l mode -d 'Comparison by meaning, by keywords, or by both' -r -f -a "semantic\t''
+complete -c caxton -n "__fish_caxton_using_subcommand rank" -l model -d 'Model or alias [default: the daemon\'s reranker, or its default model]' -r
+complete -c caxton -n "__fish_caxton_using_subcommand rank" -l mode -d 'Comparison by meaning, by the meaning of each token, by keywords, or by meaning and keywords' -r -f -a "semantic\t''
+multi-vector\t''
 hybrid\t''
 keyword\t''"
 complete -c caxton -n "__fish_caxton_using_subcommand rank" -l top -d 'Number of best lines to print [default: all]' -r
@@ -62,7 +63,7 @@ complete -c caxton -n "__fish_caxton_using_subcommand rank" -s h -l help -d 'Pri
 complete -c caxton -n "__fish_caxton_using_subcommand model; and not __fish_seen_subcommand_from pack install verify list show stats rollback approve remove export compare recommend unused known help" -l socket -d 'Socket of the daemon [default: socket.path of the configuration]' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand model; and not __fish_seen_subcommand_from pack install verify list show stats rollback approve remove export compare recommend unused known help" -l config -d 'Configuration file to read instead of caxton.yaml and conf.d in /etc/caxton, /run/caxton and /usr/lib/caxton' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand model; and not __fish_seen_subcommand_from pack install verify list show stats rollback approve remove export compare recommend unused known help" -s h -l help -d 'Print help'
-complete -c caxton -n "__fish_caxton_using_subcommand model; and not __fish_seen_subcommand_from pack install verify list show stats rollback approve remove export compare recommend unused known help" -f -a "pack" -d 'Make a package from a directory in the layout of sentence-transformers'
+complete -c caxton -n "__fish_caxton_using_subcommand model; and not __fish_seen_subcommand_from pack install verify list show stats rollback approve remove export compare recommend unused known help" -f -a "pack" -d 'Make a package from a directory in the layout of sentence-transformers, or from a GGUF file'
 complete -c caxton -n "__fish_caxton_using_subcommand model; and not __fish_seen_subcommand_from pack install verify list show stats rollback approve remove export compare recommend unused known help" -f -a "install" -d 'Install packages, or pack and install a directory; for administrators'
 complete -c caxton -n "__fish_caxton_using_subcommand model; and not __fish_seen_subcommand_from pack install verify list show stats rollback approve remove export compare recommend unused known help" -f -a "verify" -d 'Verify a package, or every file of an installed model, against its digests'
 complete -c caxton -n "__fish_caxton_using_subcommand model; and not __fish_seen_subcommand_from pack install verify list show stats rollback approve remove export compare recommend unused known help" -f -a "list" -d 'List installed models'
@@ -75,44 +76,50 @@ complete -c caxton -n "__fish_caxton_using_subcommand model; and not __fish_seen
 complete -c caxton -n "__fish_caxton_using_subcommand model; and not __fish_seen_subcommand_from pack install verify list show stats rollback approve remove export compare recommend unused known help" -f -a "compare" -d 'Compare two models on your texts, before you change from one to the other'
 complete -c caxton -n "__fish_caxton_using_subcommand model; and not __fish_seen_subcommand_from pack install verify list show stats rollback approve remove export compare recommend unused known help" -f -a "recommend" -d 'Show the installed models that suit a task, the best first, with the reason'
 complete -c caxton -n "__fish_caxton_using_subcommand model; and not __fish_seen_subcommand_from pack install verify list show stats rollback approve remove export compare recommend unused known help" -f -a "unused" -d 'List models without a use for some time, the longest unused ones first'
-complete -c caxton -n "__fish_caxton_using_subcommand model; and not __fish_seen_subcommand_from pack install verify list show stats rollback approve remove export compare recommend unused known help" -f -a "known" -d 'List the known models, whose names, prompts and licences are built in'
+complete -c caxton -n "__fish_caxton_using_subcommand model; and not __fish_seen_subcommand_from pack install verify list show stats rollback approve remove export compare recommend unused known help" -f -a "known" -d 'List the known models, whose names, prompts and licences are built in, or show one'
 complete -c caxton -n "__fish_caxton_using_subcommand model; and not __fish_seen_subcommand_from pack install verify list show stats rollback approve remove export compare recommend unused known help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from pack" -l source -d 'Directory of the model, in the layout of sentence-transformers or transformers. Without modules.json, --original or both of --pooling and --normalize state the missing steps' -r -F
-complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from pack" -l model-id -d 'Id of the model [default: the name of the directory]' -r
+complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from pack" -l source -d 'Directory of the model, in the layout of sentence-transformers or transformers, or a GGUF file. Without modules.json, --original or both of --pooling and --normalize state the missing steps' -r -F
+complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from pack" -l model-id -d 'Id of the model [default: the name of the directory, or of the GGUF file]' -r
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from pack" -l original -d 'Known model in the directory, if its id differs from the model id. It gives licence, languages and prompts, and without modules.json the pooling and the normalization' -r
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from pack" -l model-version -d 'Version of the package [default: 1]' -r
-complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from pack" -l precision -d 'Format of the stored weights [default: the format in the directory]' -r -f -a "f32\t''
+complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from pack" -l precision -d 'Format of the stored weights [default: the format in the directory; f16 for a GGUF file with matrices in 16 bits or fewer, except bf16]' -r -f -a "f32\t''
 f16\t''
-int8\t''"
+int8\t''
+int4-table\t''"
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from pack" -l license -d 'SPDX expression of the model\'s licence [default: the licence of the known model]' -r
-complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from pack" -l revision -d 'Revision of the directory at its origin' -r
+complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from pack" -l revision -d 'Revision of the directory at its origin. If it is that of the known model, other weights than the published ones are refused' -r
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from pack" -l matryoshka-dimensions -d 'Smaller lengths to which vectors may be cut, because the model was trained for them, such as 256,128 [default: the list in the directory, or the one of the published model]' -r
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from pack" -l pooling -d 'Step that makes one vector of the vectors of the tokens [default: the step in modules.json, or the one of the known model]. The model card of the model states it' -r -f -a "mean\t''
 cls\t''
 max\t''
-mean_sqrt_len\t''"
-complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from pack" -l normalize -d 'Whether the vectors get length 1 [default: as in modules.json, or as for the known model]' -r -f -a "true\t''
+mean_sqrt_len\t''
+lasttoken\t''"
+complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from pack" -l normalize -d 'Whether the vectors get length 1 [default: as in modules.json, or as for the known model, or true for a GGUF file]' -r -f -a "true\t''
 false\t''"
+complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from pack" -l max-sequence-length -d 'Longest text of the package in tokens, if it shall be less than that of the directory: a longer text is truncated. A smaller number limits the memory and the time of a request' -r
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from pack" -l output -d 'Package to write. The file appears when it is complete' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from pack" -l socket -d 'Socket of the daemon [default: socket.path of the configuration]' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from pack" -l config -d 'Configuration file to read instead of caxton.yaml and conf.d in /etc/caxton, /run/caxton and /usr/lib/caxton' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from pack" -s h -l help -d 'Print help'
-complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from install" -l source -d 'Directory of a model to pack and install in one step, as for `caxton model pack`' -r -F
-complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from install" -l model-id -d 'Id of the model [default: the name of the directory]' -r
+complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from install" -l source -d 'Directory or GGUF file of a model to pack and install in one step, as for `caxton model pack`' -r -F
+complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from install" -l model-id -d 'Id of the model [default: the name of the directory, or of the GGUF file]' -r
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from install" -l original -d 'Known model in the directory, if its id differs from the model id. It gives licence, languages and prompts, and without modules.json the pooling and the normalization' -r
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from install" -l model-version -d 'Version of the package [default: 1]' -r
-complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from install" -l precision -d 'Format of the stored weights [default: the format in the directory]' -r -f -a "f32\t''
+complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from install" -l precision -d 'Format of the stored weights [default: the format in the directory; f16 for a GGUF file with matrices in 16 bits or fewer, except bf16]' -r -f -a "f32\t''
 f16\t''
-int8\t''"
+int8\t''
+int4-table\t''"
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from install" -l license -d 'SPDX expression of the model\'s licence [default: the licence of the known model]' -r
-complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from install" -l revision -d 'Revision of the directory at its origin' -r
+complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from install" -l revision -d 'Revision of the directory at its origin. If it is that of the known model, other weights than the published ones are refused' -r
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from install" -l matryoshka-dimensions -d 'Smaller lengths to which vectors may be cut, because the model was trained for them, such as 256,128 [default: the list in the directory, or the one of the published model]' -r
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from install" -l pooling -d 'Step that makes one vector of the vectors of the tokens [default: the step in modules.json, or the one of the known model]. The model card of the model states it' -r -f -a "mean\t''
 cls\t''
 max\t''
-mean_sqrt_len\t''"
-complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from install" -l normalize -d 'Whether the vectors get length 1 [default: as in modules.json, or as for the known model]' -r -f -a "true\t''
+mean_sqrt_len\t''
+lasttoken\t''"
+complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from install" -l normalize -d 'Whether the vectors get length 1 [default: as in modules.json, or as for the known model, or true for a GGUF file]' -r -f -a "true\t''
 false\t''"
+complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from install" -l max-sequence-length -d 'Longest text of the package in tokens, if it shall be less than that of the directory: a longer text is truncated. A smaller number limits the memory and the time of a request' -r
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from install" -l socket -d 'Socket of the daemon [default: socket.path of the configuration]' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from install" -l config -d 'Configuration file to read instead of caxton.yaml and conf.d in /etc/caxton, /run/caxton and /usr/lib/caxton' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from install" -l replace -d 'Allow another embedding space for the id. Vectors from before and after cannot be compared'
@@ -133,6 +140,8 @@ complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_sub
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from show" -l config -d 'Configuration file to read instead of caxton.yaml and conf.d in /etc/caxton, /run/caxton and /usr/lib/caxton' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from show" -l json -d 'Print the answer in JSON'
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from show" -s h -l help -d 'Print help'
+complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from stats" -l sort -d 'Order of the models: by name, or the most used first' -r -f -a "name\t''
+use\t''"
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from stats" -l socket -d 'Socket of the daemon [default: socket.path of the configuration]' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from stats" -l config -d 'Configuration file to read instead of caxton.yaml and conf.d in /etc/caxton, /run/caxton and /usr/lib/caxton' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from stats" -l json -d 'Print the complete answer of the daemon in JSON'
@@ -154,7 +163,7 @@ complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_sub
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from export" -l config -d 'Configuration file to read instead of caxton.yaml and conf.d in /etc/caxton, /run/caxton and /usr/lib/caxton' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from export" -l include-metadata -d 'Accepted for scripts, and without effect: a package always contains its metadata'
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from export" -s h -l help -d 'Print help'
-complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from compare" -l texts -d 'File of texts, with one JSON string in each line; at most 5,000 texts of 64 KiB' -r -F
+complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from compare" -l texts -d 'File of texts, one in each line, as it is or as a JSON string; at most 5,000 texts of 64 KiB' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from compare" -l pairs -d 'File of queries with a relevant text in each line: QUERY, tab, TEXT, and optionally a tab and a grade from 0 to 100, or the same as a JSON list. Each query is searched among the texts of both files' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from compare" -l socket -d 'Socket of the daemon [default: socket.path of the configuration]' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from compare" -l config -d 'Configuration file to read instead of caxton.yaml and conf.d in /etc/caxton, /run/caxton and /usr/lib/caxton' -r -F
@@ -166,7 +175,8 @@ search\t''
 retrieval\t''
 classification\t''
 clustering\t''
-code_search\t''"
+code_search\t''
+rerank\t''"
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from recommend" -l complexity -d 'Difficulty of telling the texts apart: low, medium, high, or a number from 0 to 1' -r
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from recommend" -l max-latency -d 'Longest latency of 95 in 100 requests, such as 50ms. Slower models are left out' -r
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from recommend" -l socket -d 'Socket of the daemon [default: socket.path of the configuration]' -r -F
@@ -179,11 +189,25 @@ complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_sub
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from unused" -l config -d 'Configuration file to read instead of caxton.yaml and conf.d in /etc/caxton, /run/caxton and /usr/lib/caxton' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from unused" -l json -d 'Print the list in JSON'
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from unused" -s h -l help -d 'Print help'
+complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from known" -l language -d 'Only models for this language, such as de. Models for many languages are listed too' -r
+complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from known" -l task -d 'Only models that were trained for this task' -r -f -a "similarity\t''
+search\t''
+code-search\t''
+rerank\t''"
+complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from known" -l license -d 'Only models with one of these licences, such as Apache-2.0,MIT' -r
+complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from known" -l max-size -d 'Only models whose weights have at most this size in int8, such as 100MiB' -r
+complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from known" -l max-memory -d 'Only models that take at most this memory in int8, such as 500MiB' -r
+complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from known" -l family -d 'Only models of this family, such as bge' -r
+complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from known" -l sort -d 'Order of the list [default: related models together]' -r -f -a "size\t''
+memory\t''
+name\t''
+dimensions\t''"
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from known" -l socket -d 'Socket of the daemon [default: socket.path of the configuration]' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from known" -l config -d 'Configuration file to read instead of caxton.yaml and conf.d in /etc/caxton, /run/caxton and /usr/lib/caxton' -r -F
+complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from known" -l runs -d 'Only models that this version of Caxton can run'
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from known" -l json -d 'Print all facts about the models in JSON'
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from known" -s h -l help -d 'Print help'
-complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from help" -f -a "pack" -d 'Make a package from a directory in the layout of sentence-transformers'
+complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from help" -f -a "pack" -d 'Make a package from a directory in the layout of sentence-transformers, or from a GGUF file'
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from help" -f -a "install" -d 'Install packages, or pack and install a directory; for administrators'
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from help" -f -a "verify" -d 'Verify a package, or every file of an installed model, against its digests'
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from help" -f -a "list" -d 'List installed models'
@@ -196,7 +220,7 @@ complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_sub
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from help" -f -a "compare" -d 'Compare two models on your texts, before you change from one to the other'
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from help" -f -a "recommend" -d 'Show the installed models that suit a task, the best first, with the reason'
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from help" -f -a "unused" -d 'List models without a use for some time, the longest unused ones first'
-complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from help" -f -a "known" -d 'List the known models, whose names, prompts and licences are built in'
+complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from help" -f -a "known" -d 'List the known models, whose names, prompts and licences are built in, or show one'
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c caxton -n "__fish_caxton_using_subcommand memory; and not __fish_seen_subcommand_from status flush load unload limit help" -l socket -d 'Socket of the daemon [default: socket.path of the configuration]' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand memory; and not __fish_seen_subcommand_from status flush load unload limit help" -l config -d 'Configuration file to read instead of caxton.yaml and conf.d in /etc/caxton, /run/caxton and /usr/lib/caxton' -r -F
@@ -220,6 +244,7 @@ complete -c caxton -n "__fish_caxton_using_subcommand memory; and __fish_seen_su
 complete -c caxton -n "__fish_caxton_using_subcommand memory; and __fish_seen_subcommand_from flush" -l caches -d 'Unload no model, and clear only the caches'
 complete -c caxton -n "__fish_caxton_using_subcommand memory; and __fish_seen_subcommand_from flush" -l json -d 'Print the complete answer of the daemon in JSON'
 complete -c caxton -n "__fish_caxton_using_subcommand memory; and __fish_seen_subcommand_from flush" -s h -l help -d 'Print help'
+complete -c caxton -n "__fish_caxton_using_subcommand memory; and __fish_seen_subcommand_from load" -l wait -d 'Longest wait for all models together, up to 5m [default: 30s]. The loads continue afterwards' -r
 complete -c caxton -n "__fish_caxton_using_subcommand memory; and __fish_seen_subcommand_from load" -l socket -d 'Socket of the daemon [default: socket.path of the configuration]' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand memory; and __fish_seen_subcommand_from load" -l config -d 'Configuration file to read instead of caxton.yaml and conf.d in /etc/caxton, /run/caxton and /usr/lib/caxton' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand memory; and __fish_seen_subcommand_from load" -l pin -d 'Exclude the models from eviction until the daemon\'s next start'
@@ -253,7 +278,7 @@ complete -c caxton -n "__fish_caxton_using_subcommand top" -l config -d 'Configu
 complete -c caxton -n "__fish_caxton_using_subcommand top" -s h -l help -d 'Print help'
 complete -c caxton -n "__fish_caxton_using_subcommand bench" -l model -d 'Package file, or id of an installed model. An id needs a store that no daemon uses. With --daemon, a name of a model, and the default model if it is omitted' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand bench" -l against -d 'Second model, which is measured in the same way. Then the vectors of both are compared. The file may have at most 5,000 texts of 64 KiB' -r -F
-complete -c caxton -n "__fish_caxton_using_subcommand bench" -l input -d 'File of texts, with one JSON string in each line' -r -F
+complete -c caxton -n "__fish_caxton_using_subcommand bench" -l input -d 'File of texts, one in each line, as it is or as a JSON string' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand bench" -l connections -d 'Connections to the daemon' -r
 complete -c caxton -n "__fish_caxton_using_subcommand bench" -l texts-per-request -d 'Texts of each request to the daemon' -r
 complete -c caxton -n "__fish_caxton_using_subcommand bench" -l precision -d 'Precision of the computation [default: embedding.precision of the configuration]' -r -f -a "auto\t'Fastest precision on this processor that stays close to f32: bf16, or int8 for a package of integers, or f32'
@@ -301,7 +326,7 @@ complete -c caxton -n "__fish_caxton_using_subcommand help; and not __fish_seen_
 complete -c caxton -n "__fish_caxton_using_subcommand help; and not __fish_seen_subcommand_from embed rank model memory status events top bench check cat-config doctor demo help" -f -a "doctor" -d 'Find the problems of this machine, and show how to repair them'
 complete -c caxton -n "__fish_caxton_using_subcommand help; and not __fish_seen_subcommand_from embed rank model memory status events top bench check cat-config doctor demo help" -f -a "demo" -d 'Start a temporary daemon, embed twelve sentences through its socket, and clean up'
 complete -c caxton -n "__fish_caxton_using_subcommand help; and not __fish_seen_subcommand_from embed rank model memory status events top bench check cat-config doctor demo help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c caxton -n "__fish_caxton_using_subcommand help; and __fish_seen_subcommand_from model" -f -a "pack" -d 'Make a package from a directory in the layout of sentence-transformers'
+complete -c caxton -n "__fish_caxton_using_subcommand help; and __fish_seen_subcommand_from model" -f -a "pack" -d 'Make a package from a directory in the layout of sentence-transformers, or from a GGUF file'
 complete -c caxton -n "__fish_caxton_using_subcommand help; and __fish_seen_subcommand_from model" -f -a "install" -d 'Install packages, or pack and install a directory; for administrators'
 complete -c caxton -n "__fish_caxton_using_subcommand help; and __fish_seen_subcommand_from model" -f -a "verify" -d 'Verify a package, or every file of an installed model, against its digests'
 complete -c caxton -n "__fish_caxton_using_subcommand help; and __fish_seen_subcommand_from model" -f -a "list" -d 'List installed models'
@@ -314,7 +339,7 @@ complete -c caxton -n "__fish_caxton_using_subcommand help; and __fish_seen_subc
 complete -c caxton -n "__fish_caxton_using_subcommand help; and __fish_seen_subcommand_from model" -f -a "compare" -d 'Compare two models on your texts, before you change from one to the other'
 complete -c caxton -n "__fish_caxton_using_subcommand help; and __fish_seen_subcommand_from model" -f -a "recommend" -d 'Show the installed models that suit a task, the best first, with the reason'
 complete -c caxton -n "__fish_caxton_using_subcommand help; and __fish_seen_subcommand_from model" -f -a "unused" -d 'List models without a use for some time, the longest unused ones first'
-complete -c caxton -n "__fish_caxton_using_subcommand help; and __fish_seen_subcommand_from model" -f -a "known" -d 'List the known models, whose names, prompts and licences are built in'
+complete -c caxton -n "__fish_caxton_using_subcommand help; and __fish_seen_subcommand_from model" -f -a "known" -d 'List the known models, whose names, prompts and licences are built in, or show one'
 complete -c caxton -n "__fish_caxton_using_subcommand help; and __fish_seen_subcommand_from memory" -f -a "status" -d 'Show the memory pressure, the limits, and the models with their memory'
 complete -c caxton -n "__fish_caxton_using_subcommand help; and __fish_seen_subcommand_from memory" -f -a "flush" -d 'Unload all models that are not pinned, or only idle ones, and wait until they are unloaded; for administrators'
 complete -c caxton -n "__fish_caxton_using_subcommand help; and __fish_seen_subcommand_from memory" -f -a "load" -d 'Load models, and optionally pin or unpin them; for administrators'

@@ -1,7 +1,7 @@
 //! Shows memory to the extent that [`Visibility`] allows, and changes it for administrators.
 
 use std::cmp::Reverse;
-use std::time::{Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use axum::Json;
 use axum::body::Body;
@@ -13,13 +13,13 @@ use super::input::{BodyLimit, PathName, parameter, read_optional_json, read_smal
 use super::visibility::Visibility;
 use super::wire::memory::{
     FlushRequest, FlushResponse, LoadModelRequest, LoadModelsRequest, LoadResult, LoadedModels,
-    MeasuredMemory, MemoryAction, MemoryLimit, MemoryLimitSetting, MemoryStatus, ModelMemory,
-    Pressure, ResidencyChange, SystemMemory,
+    MeasuredMemory, MemoryAction, MemoryLimit, MemoryLimitSetting, MemoryStatus, ModelCounts,
+    ModelMemory, Pressure, ResidencyChange, SystemMemory,
 };
 use crate::base::units::{Bytes, milliseconds, parse_duration};
 use crate::config::MemorySettings;
 use crate::memory::sample::{Psi, Sample};
-use crate::models::{ActionRecord, FlushScope, ModelView, Residency};
+use crate::models::{ActionRecord, FlushScope, ModelView, REQUEST_TIMEOUT, Residency};
 use crate::telemetry::events::Event;
 use crate::telemetry::log::Message;
 
@@ -29,6 +29,8 @@ const MAX_BODY: BodyLimit = BodyLimit::Route(Bytes(4096));
 const AUTO: &str = "auto";
 /// Most models of one request to load.
 const MAX_LOADS: usize = 32;
+/// Longest wait for a load, unless the request sets another one.
+const LOAD_WAIT: Duration = Duration::from_secs(30);
 
 pub(super) async fn status(
     State(app): State<App>,
@@ -43,8 +45,10 @@ pub(super) async fn status(
         unreclaimable_bytes: limit.unreclaimable.0,
         file: limit.file.display().to_string(),
     });
-    let models = view.models.into_iter().filter(|model| visibility.shows(&model.key)).map(model);
-    let mut models = Vec::from_iter(models);
+    let shown = view.models.into_iter().filter(|model| visibility.shows(&model.key));
+    let shown = Vec::from_iter(shown);
+    let model_counts = count_by_state(&shown);
+    let mut models = Vec::from_iter(shown.into_iter().map(model));
     match order.as_deref() {
         // Models that are not in memory have no last use, and come last.
         Some("use") => models.sort_by_key(|model| model.idle_seconds.unwrap_or(u64::MAX)),
@@ -68,6 +72,7 @@ pub(super) async fn status(
         total_loaded_bytes: models
             .iter()
             .fold(0, |sum, model| model.weight_bytes.saturating_add(sum)),
+        model_counts,
         measured: measured(&reading.sample),
         configured_limit_bytes: view.configured_limit.map(|limit| limit.0),
         limits: limits.collect(),
@@ -112,6 +117,20 @@ fn pressure(psi: &Psi) -> Pressure {
         some_avg60_percent: psi.some_avg60,
         full_avg10_percent: psi.full_avg10,
     }
+}
+
+fn count_by_state(models: &[ModelView]) -> ModelCounts {
+    let mut counts = ModelCounts::default();
+    for model in models {
+        match model.residency {
+            Residency::Resident { .. } => counts.loaded += 1,
+            Residency::Loading => counts.loading += 1,
+            Residency::Draining => counts.unloading += 1,
+            Residency::Failed(_) => counts.error += 1,
+            Residency::Unloaded | Residency::CoolingDown => {}
+        }
+    }
+    counts
 }
 
 fn model(view: ModelView) -> ModelMemory {
@@ -197,23 +216,26 @@ pub(super) async fn load(
     body: Body,
 ) -> Result<Json<ResidencyChange>, ApiError> {
     let body: Option<LoadModelRequest> = read_optional_json(body, MAX_BODY).await?;
-    Ok(Json(load_model(&app, &name, body.and_then(|body| body.pinned)).await?))
+    let LoadModelRequest { pinned, wait } = body.unwrap_or_default();
+    let deadline = Instant::now() + load_wait(wait.as_deref())?;
+    Ok(Json(load_model(&app, &name, pinned, deadline).await?))
 }
 
 /// Loads the models of a list, one after the other, so that each is admitted with the memory that
-/// the ones before it have left.
+/// the ones before it have left. After the wait, the rest is requested without another wait.
 pub(super) async fn load_all(
     State(app): State<App>,
     body: Body,
 ) -> Result<Json<LoadedModels>, ApiError> {
-    let LoadModelsRequest { models, pinned } = read_small_json(body, MAX_BODY).await?;
+    let LoadModelsRequest { models, pinned, wait } = read_small_json(body, MAX_BODY).await?;
+    let deadline = Instant::now() + load_wait(wait.as_deref())?;
     if models.is_empty() || models.len() > MAX_LOADS {
         let message = format!("models has {} names; expected 1 to {MAX_LOADS} names", models.len());
         return Err(ApiError::invalid(Some("models".to_owned()), message));
     }
     let mut results = Vec::with_capacity(models.len());
     for name in models {
-        let (change, error) = match load_model(&app, &name, pinned).await {
+        let (change, error) = match load_model(&app, &name, pinned, deadline).await {
             Ok(change) => (Some(change), None),
             Err(error) => (None, Some(error.to_body())),
         };
@@ -223,14 +245,27 @@ pub(super) async fn load_all(
     Ok(Json(LoadedModels { loaded, results }))
 }
 
+/// Returns the longest wait for a load. `text` is the wait of the request.
+fn load_wait(text: Option<&str>) -> Result<Duration, ApiError> {
+    let Some(text) = text else { return Ok(LOAD_WAIT) };
+    let invalid = |message| ApiError::invalid(Some("wait".to_owned()), message);
+    let wait = parse_duration(text).map_err(|error| invalid(format!("wait: {error}")))?;
+    if wait > REQUEST_TIMEOUT {
+        let most = humantime::format_duration(REQUEST_TIMEOUT);
+        return Err(invalid(format!("wait is {text:?}; expected at most {most}")));
+    }
+    Ok(wait)
+}
+
 async fn load_model(
     app: &App,
     name: &str,
     pinned: Option<bool>,
+    deadline: Instant,
 ) -> Result<ResidencyChange, ApiError> {
     let started = Instant::now();
     let was_resident = is_resident(app, name).await?;
-    let lease = app.handle.lease(Some(name)).await?;
+    let lease = app.handle.load(name, deadline).await?;
     if let Some(pinned) = pinned {
         app.handle.pin(name, pinned).await?;
     }

@@ -22,7 +22,7 @@ use crate::engine::Truncation;
 use crate::models::catalog::{AliasTargets, Catalog};
 use crate::models::residency::load::MIN_COSINE;
 use crate::models::{ManagerHandle, ModelInfo};
-use crate::package::{EmbeddingSpace, Entries, EntryKey, StoreEntry, trained_dimensions};
+use crate::package::{EmbeddingSpace, Entries, EntryKey, Manifest, StoreEntry, trained_dimensions};
 use crate::service::{
     CallContext, CheckedInput, EmbedRequest, Embeddings, OutputType, Prompt, QuantizedVector,
 };
@@ -273,6 +273,8 @@ impl<'a> ModelDescriber<'a> {
             let others = (0..self.entries.len()).filter(|other| *other != at && fits(*other));
             others.map(|other| self.names[other].clone()).collect()
         };
+        // A reranker has no vectors that could be compared.
+        let have_vectors = |other: &Manifest| !manifest.is_reranker() && !other.is_reranker();
         let aliases = self.aliases.iter().filter(|alias| is_it(alias.model));
         let canaries = self.aliases.iter().filter(|alias| is_it(alias.canary));
         let current = self.entries.resolve(manifest.id.as_str());
@@ -287,13 +289,18 @@ impl<'a> ModelDescriber<'a> {
             awaits_approval: self.entries.is_waiting(entry),
             aliases: aliases.map(|alias| alias.name.to_owned()).collect(),
             canary_of: canaries.map(|alias| alias.name.to_owned()).collect(),
+            task: manifest.task().to_owned(),
+            token_heads: manifest.token_heads(),
             dimensions: manifest.dimensions,
             matryoshka_dimensions: trained_dimensions(manifest).to_vec(),
             max_sequence_length: self.handle.max_sequence_length(manifest),
             compatible_dimensions: others(&|other| {
-                self.entries[other].manifest.dimensions == manifest.dimensions
+                let other = &self.entries[other].manifest;
+                have_vectors(other) && other.dimensions == manifest.dimensions
             }),
-            compatible_vectors: others(&|other| self.spaces[other] == self.spaces[at]),
+            compatible_vectors: others(&|other| {
+                have_vectors(&self.entries[other].manifest) && self.spaces[other] == self.spaces[at]
+            }),
             embedding_space: self.spaces[at].to_string(),
             self_test: ModelSelfTest {
                 text: manifest.self_test.text.clone(),

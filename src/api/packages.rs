@@ -272,10 +272,6 @@ pub(super) async fn validate(
 ) -> Result<Json<ValidationReport>, ApiError> {
     let entry = find(&app, &name)?;
     let validation = app.installer.validate(entry.key.clone()).await?;
-    if !validation.has_valid_files() {
-        // This marks the entry, logs the fault and counts it. The report has the error already.
-        drop(app.installer.verify(entry.key.clone()).await);
-    }
     let mut report = ValidationReport::new(Some(&entry.manifest), &validation);
     report.revision = Some(entry.record.manifest_digest.short());
     report.package_sha256 = Some(entry.record.package_digest.to_string());
@@ -413,6 +409,8 @@ pub fn describe(
         resident_bytes,
         arithmetic,
         waiting: queued,
+        task: manifest.task().to_owned(),
+        token_heads: manifest.token_heads(),
         dimensions: manifest.dimensions,
         matryoshka_dimensions: trained_dimensions(manifest).to_vec(),
         max_sequence_length: manifest.max_sequence_length,

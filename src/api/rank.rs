@@ -1,9 +1,15 @@
 //! Ranks documents for a query: `POST /v1/rank`. Other dialects use the steps of it.
 //!
-//! The ranking uses the cosine of query and document, each embedded with the model's prompt for it;
-//! or keywords; or both, with fused ranks. Vectors are compared only within one answer. Therefore
-//! any model can be a fallback for the requested one. If no model can answer, documents are ranked
-//! by keyword, and the answer states this mode.
+//! A ranking is by one of these scores, or by the fused ranks of one of the first two and keywords:
+//!
+//! - the cosine of query and document, each embedded with the model's prompt for it;
+//! - the score of a reranker, which reads both together;
+//! - the vectors of their tokens (MaxSim);
+//! - keywords.
+//!
+//! Scores are compared only within one answer. Therefore any model of vectors can be a fallback for
+//! the requested one, except for the vectors of tokens. If no model can answer, documents are
+//! ranked by keyword, and the answer states this mode.
 
 use std::sync::Arc;
 
@@ -16,15 +22,20 @@ use axum::response::{IntoResponse, Response};
 use super::error::ApiError;
 use super::input::read_json;
 use super::request_context::RequestContext;
-use super::response::set_embedding_headers;
+use super::response::{EMBEDDING_SPACE, set_embedding_headers};
 use super::wire::rank::{RankRequest, RankResponse, RankedDocument};
 use super::wire::truncate::Truncate;
 use super::{App, keyword, usage};
 use crate::engine::Truncation;
 use crate::models::Fallback;
+use crate::models::catalog;
 use crate::models::residency::load::cosine;
 use crate::models::usage::recommend::TaskType;
-use crate::service::{CallContext, CheckedInput, EmbedRequest, Embeddings, Input, Prompt};
+use crate::package::ScoreActivation;
+use crate::service::{
+    CallContext, CheckedInput, EmbedRequest, Embeddings, Input, LeasedModel, Prompt, ScoreError,
+    ScoreRequest,
+};
 
 /// Header with the mode of the ranking.
 const MODE: HeaderName = HeaderName::from_static("x-caxton-mode");
@@ -41,6 +52,10 @@ const RETURNED_FACTOR: u64 = 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RankMode {
     Semantic,
+    /// The model was a reranker. A request selects this mode by its model.
+    CrossEncoder,
+    /// The vectors of the tokens are compared.
+    MultiVector,
     Hybrid,
     Keyword,
 }
@@ -49,11 +64,15 @@ impl RankMode {
     fn read(name: Option<&str>) -> Result<Self, ApiError> {
         match name {
             None | Some("semantic") => Ok(Self::Semantic),
+            Some("multi-vector") => Ok(Self::MultiVector),
             Some("hybrid") => Ok(Self::Hybrid),
             Some("keyword") => Ok(Self::Keyword),
             Some(other) => Err(ApiError::invalid(
                 Some("mode".to_owned()),
-                format!("mode is \"{other}\"; expected \"semantic\", \"hybrid\" or \"keyword\""),
+                format!(
+                    "mode is \"{other}\"; expected \"semantic\", \"multi-vector\", \"hybrid\" or \
+                     \"keyword\""
+                ),
             )),
         }
     }
@@ -61,6 +80,8 @@ impl RankMode {
     const fn name(self) -> &'static str {
         match self {
             Self::Semantic => "semantic",
+            Self::CrossEncoder => "cross-encoder",
+            Self::MultiVector => "multi-vector",
             Self::Hybrid => "hybrid",
             Self::Keyword => "keyword",
         }
@@ -78,14 +99,48 @@ pub(super) struct Comparison {
     pub(super) documents_param: &'static str,
     /// Task for which a model is selected if the request names none.
     pub(super) task_type: TaskType,
+    /// Whether a reranker may compute the scores. Otherwise they are similarities of vectors.
+    pub(super) may_rerank: bool,
+    /// Whether the vectors of the tokens are compared, which needs a multi-vector head.
+    pub(super) by_tokens: bool,
+}
+
+impl Comparison {
+    /// Selects the comparison that the field `mode` of a rerank request names.
+    pub(super) fn with_mode(self, mode: Option<&str>) -> Result<Self, ApiError> {
+        match RankMode::read(mode)? {
+            RankMode::MultiVector => Ok(Self { by_tokens: true, ..self }),
+            RankMode::Semantic | RankMode::CrossEncoder => Ok(self),
+            mode @ (RankMode::Hybrid | RankMode::Keyword) => Err(ApiError::invalid(
+                Some("mode".to_owned()),
+                format!(
+                    "mode is \"{}\", which only /v1/rank has; expected \"semantic\" or \
+                     \"multi-vector\"",
+                    mode.name()
+                ),
+            )),
+        }
+    }
 }
 
 /// Scores in the order of the documents, with the mode that produced them.
 pub(super) struct Scores {
     mode: RankMode,
-    scores: Vec<f32>,
-    /// Vectors of the query and of the documents; `None` for keywords.
-    embedded: Option<(Embeddings, Embeddings)>,
+    /// Cosines, means of the best cosines of tokens, fused ranks, keyword scores, or the raw scores
+    /// of a reranker.
+    raw: Vec<f32>,
+    /// Function that makes the scores of a reranker of its raw scores.
+    activation: ScoreActivation,
+    /// Results of the model; `None` for keywords.
+    computed: Option<Computed>,
+}
+
+/// Results of a model.
+struct Computed {
+    /// Vector of the query; `None` if the model computed scores.
+    query: Option<Embeddings>,
+    /// Vectors of the documents, or their scores.
+    documents: Embeddings,
 }
 
 pub(super) async fn rank(
@@ -98,6 +153,7 @@ pub(super) async fn rank(
     let caller = caller.with_fallback(request.allow_fallback);
     let model = request.model.as_deref();
     let search = search_requests(request.query, request.documents, "documents", None)?;
+    let search = Comparison { by_tokens: mode == RankMode::MultiVector, ..search };
     // Check the size before vectors are computed in vain.
     if mode == RankMode::Hybrid {
         check_words(&search)?;
@@ -107,23 +163,25 @@ pub(super) async fn rank(
     }
     let scores = match mode {
         RankMode::Keyword => by_keyword(&app, &caller, &search).await?,
-        RankMode::Semantic => compare(&app, &caller, model, &search).await?,
+        RankMode::Semantic | RankMode::CrossEncoder | RankMode::MultiVector => {
+            compare(&app, &caller, model, &search).await?
+        }
         RankMode::Hybrid => match compare(&app, &caller, model, &search).await? {
-            cosines if cosines.mode == RankMode::Semantic => {
+            keywords if keywords.mode == RankMode::Keyword => keywords,
+            by_model => {
                 let keywords = by_keyword(&app, &caller, &search).await?;
-                let scores = fuse_rankings(&cosines.scores, &keywords.scores);
-                Scores { mode: RankMode::Hybrid, scores, ..cosines }
+                let raw = fuse_rankings(&by_model.raw, &keywords.raw);
+                Scores { mode: RankMode::Hybrid, raw, ..by_model }
             }
-            keywords => keywords,
         },
     };
-    let best = best_first(&scores.scores);
-    let ranked =
-        best.into_iter().take(request.top_n.unwrap_or(usize::MAX)).map(|index| RankedDocument {
-            index,
-            score: scores.scores[index],
-            document: returned(request.return_documents, &search.documents, index),
-        });
+    let shown = scores.activated();
+    let best = scores.best_first().into_iter().take(request.top_n.unwrap_or(usize::MAX));
+    let ranked = best.map(|index| RankedDocument {
+        index,
+        score: shown[index],
+        document: returned(request.return_documents, &search.documents, index),
+    });
     let used = scores.used();
     let answer = RankResponse {
         object: "list".to_owned(),
@@ -181,11 +239,13 @@ pub(super) fn search_requests(
         query_param,
         documents_param,
         task_type: TaskType::Search,
+        may_rerank: true,
+        by_tokens: false,
     })
 }
 
-/// Compares the query with each document: by the cosines of their vectors, or by keywords if no
-/// model can answer and the caller allows it.
+/// Compares the query with each document: by the cosines of their vectors, by a reranker, or by
+/// keywords if no model can answer and the caller allows it.
 pub(super) async fn compare(
     app: &App,
     caller: &RequestContext,
@@ -193,10 +253,7 @@ pub(super) async fn compare(
     comparison: &Comparison,
 ) -> Result<Scores, ApiError> {
     match by_model(app, caller, model, comparison.clone()).await {
-        Ok((query, documents)) => {
-            let scores = cosines(&query, &documents);
-            Ok(Scores { mode: RankMode::Semantic, scores, embedded: Some((query, documents)) })
-        }
+        Ok(scores) => Ok(scores),
         Err(error) if error.is_degraded() && allows_keywords(&caller.call) => {
             by_keyword(app, caller, comparison).await
         }
@@ -214,26 +271,119 @@ async fn by_model(
     app: &App,
     caller: &RequestContext,
     model: Option<&str>,
-    Comparison { query, documents, query_param, documents_param, task_type }: Comparison,
-) -> Result<(Embeddings, Embeddings), ApiError> {
+    comparison: Comparison,
+) -> Result<Scores, ApiError> {
+    let call = &caller.call;
+    // Another model may have no multi-vector head.
+    let fallback = match comparison.by_tokens {
+        true => Fallback::Vectors(call.allow_fallback),
+        false => Fallback::Comparison(call.allow_fallback),
+    };
+    let selected = match model {
+        // An empty name means that the field was left out. The selected model could lack the head.
+        None | Some("") if !comparison.by_tokens => select_model(app, call, &comparison).await?,
+        None | Some(_) => None,
+    };
+    let Comparison {
+        query, documents, query_param, documents_param, may_rerank, by_tokens, ..
+    } = comparison;
     let of_query = |error| ApiError::of_embed(error, query_param);
     let of_documents = |error| ApiError::of_embed(error, documents_param);
-    let call = &caller.call;
-    let fallback = Fallback::Comparison(call.allow_fallback);
-    let selected = match model {
-        // An empty name means that the field was left out.
-        None | Some("") => usage::select_model(app, call, task_type).await?,
-        Some(_) => None,
-    };
     let model = selected.as_deref().or(model);
     // The query alone selects between an alias's model and its canary, so that the same query
     // always gets the same model.
     let leased = app.service.lease(call, model, query.input.input(), fallback).await;
     let leased = leased.map_err(of_query)?;
+    if by_tokens || (may_rerank && leased.is_reranker()) {
+        let scores = match by_tokens {
+            true => compare_tokens(call, leased, query, documents).await,
+            false => rerank(call, leased, query, documents).await,
+        };
+        return scores.map_err(|error| match error {
+            ScoreError::Query(error) => of_query(error),
+            ScoreError::Documents(error) => of_documents(error),
+        });
+    }
     let of_same_model = leased.clone();
-    tokio::try_join!(async { of_same_model.embed(call, query).await.map_err(of_query) }, async {
-        leased.embed(call, documents).await.map_err(of_documents)
-    },)
+    let (query, documents) = tokio::try_join!(
+        async { of_same_model.embed(call, query).await.map_err(of_query) },
+        async { leased.embed(call, documents).await.map_err(of_documents) },
+    )?;
+    Ok(Scores {
+        mode: RankMode::Semantic,
+        raw: cosines(&query, &documents),
+        activation: ScoreActivation::Identity,
+        computed: Some(Computed { query: Some(query), documents }),
+    })
+}
+
+/// Selects a model for a request without a model name: the reranker of the settings, or a model
+/// that suits the task. Returns `None` if the default model is to answer.
+async fn select_model(
+    app: &App,
+    call: &CallContext,
+    comparison: &Comparison,
+) -> Result<Option<String>, ApiError> {
+    // A caller that expects an embedding space wants the scores of its vectors.
+    if comparison.may_rerank && call.expected_space.is_none() {
+        let configured = app.settings.borrow().memory.rerank_model.clone();
+        if let Some(name) = configured
+            && may_use(app, call, &name)
+        {
+            return Ok(Some(name));
+        }
+        if let Some(reranker) = usage::select_model(app, call, TaskType::Rerank).await? {
+            return Ok(Some(reranker));
+        }
+    }
+    usage::select_model(app, call, comparison.task_type).await
+}
+
+/// Returns whether the model `name` is installed, and the caller may request it.
+fn may_use(app: &App, call: &CallContext, name: &str) -> bool {
+    let catalog = app.handle.catalog();
+    let tenant = call.tenant_settings();
+    catalog.find(name).is_ok_and(|entry| catalog::permits(tenant, entry))
+}
+
+/// Scores each document for the query with a reranker.
+async fn rerank(
+    call: &CallContext,
+    leased: LeasedModel,
+    query: EmbedRequest,
+    documents: EmbedRequest,
+) -> Result<Scores, ScoreError> {
+    let classifier = leased.info().manifest.classifier.as_ref();
+    let activation = classifier.map_or(ScoreActivation::Identity, |it| it.activation);
+    let request = ScoreRequest {
+        query: query.input,
+        documents: documents.input,
+        refuse_long: documents.refuse_long,
+        truncation: documents.truncation,
+    };
+    let scored = leased.score(call, request).await?;
+    Ok(Scores {
+        mode: RankMode::CrossEncoder,
+        raw: scored.vectors.clone(),
+        activation,
+        computed: Some(Computed { query: None, documents: scored }),
+    })
+}
+
+/// Scores each document for the query by the vectors of their tokens.
+async fn compare_tokens(
+    call: &CallContext,
+    leased: LeasedModel,
+    query: EmbedRequest,
+    documents: EmbedRequest,
+) -> Result<Scores, ScoreError> {
+    let scored = leased.max_sim(call, query, documents).await?;
+    Ok(Scores {
+        mode: RankMode::MultiVector,
+        raw: scored.vectors.clone(),
+        activation: ScoreActivation::Identity,
+        computed: Some(Computed { query: None, documents: scored }),
+    })
 }
 
 /// Checks that the documents are not too long to be ranked by keyword.
@@ -256,7 +406,8 @@ async fn by_keyword(
     let score = move || keyword::scores(&query.texts().concat(), documents.texts());
     let permits = &app.service.permits().keywords;
     let scores = permits.run(caller.call.uid, caller.call.deadline, score).await?;
-    Ok(Scores { mode: RankMode::Keyword, scores, embedded: None })
+    let activation = ScoreActivation::Identity;
+    Ok(Scores { mode: RankMode::Keyword, raw: scores, activation, computed: None })
 }
 
 /// Returns the cosine of the first vector of `query` with each vector of `documents`.
@@ -295,42 +446,68 @@ fn fuse_rankings(cosines: &[f32], keywords: &[f32]) -> Vec<f32> {
 }
 
 /// Returns the indices sorted by descending score. Equal scores keep their order.
-pub(super) fn best_first(scores: &[f32]) -> Vec<usize> {
+fn best_first(scores: &[f32]) -> Vec<usize> {
     let mut positions: Vec<usize> = (0..scores.len()).collect();
     positions.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
     positions
 }
 
 impl Scores {
-    /// Returns scores of at most 1 in the order of the documents. Keyword scores have no upper
-    /// bound and are mapped to `score / (1 + score)`, which keeps their order.
-    pub(super) fn similarities(&self) -> Vec<f32> {
-        match self.mode {
-            RankMode::Semantic | RankMode::Hybrid => self.scores.clone(),
-            RankMode::Keyword => self.scores.iter().map(|score| score / (1.0 + score)).collect(),
-        }
+    /// Returns the indices of the documents, the best first. The raw scores decide, because the
+    /// activation of a reranker makes large ones equal.
+    pub(super) fn best_first(&self) -> Vec<usize> {
+        best_first(&self.raw)
     }
 
-    /// Returns the scores of rerankers in the order of the documents: cosines or keyword scores if
-    /// `raw`, otherwise the same mapped to 0 to 1, which keeps their order.
-    pub(super) fn relevance(&self, raw: bool) -> Vec<f32> {
-        match (raw, self.mode) {
-            (true, _) => self.scores.clone(),
-            (false, RankMode::Keyword) => self.similarities(),
-            (false, RankMode::Semantic | RankMode::Hybrid) => {
-                self.scores.iter().map(|cosine| f32::midpoint(1.0, *cosine)).collect()
+    /// Returns the scores in the order of the documents: those of a reranker after its activation,
+    /// all others unchanged.
+    fn activated(&self) -> Vec<f32> {
+        match self.mode {
+            RankMode::CrossEncoder => {
+                self.raw.iter().map(|logit| self.activation.apply(*logit)).collect()
+            }
+            RankMode::Semantic | RankMode::MultiVector | RankMode::Hybrid | RankMode::Keyword => {
+                self.raw.clone()
             }
         }
     }
 
-    /// Returns the id of the model that computed the vectors; `None` for keywords.
+    /// Returns scores of at most 1 in the order of the documents. Keyword scores have no upper
+    /// bound and are mapped to `score / (1 + score)`, which keeps their order.
+    pub(super) fn similarities(&self) -> Vec<f32> {
+        match self.mode {
+            RankMode::Semantic
+            | RankMode::CrossEncoder
+            | RankMode::MultiVector
+            | RankMode::Hybrid => self.activated(),
+            RankMode::Keyword => self.raw.iter().map(|score| score / (1.0 + score)).collect(),
+        }
+    }
+
+    /// Returns the scores of a rerank request in the order of the documents. `raw` selects the raw
+    /// scores of a reranker, cosines or keyword scores. Otherwise a reranker applies its
+    /// activation, and the others are mapped to 0 to 1, which keeps their order.
+    pub(super) fn relevance(&self, raw: bool) -> Vec<f32> {
+        match (raw, self.mode) {
+            (true, _) => self.raw.clone(),
+            (false, RankMode::Keyword) => self.similarities(),
+            (false, RankMode::CrossEncoder) => self.activated(),
+            (false, RankMode::Semantic | RankMode::MultiVector | RankMode::Hybrid) => {
+                self.raw.iter().map(|cosine| f32::midpoint(1.0, *cosine)).collect()
+            }
+        }
+    }
+
+    /// Returns the id of the model that computed the scores; `None` for keywords.
     pub(super) fn model(&self) -> Option<String> {
-        self.embedded.as_ref().map(|(query, _)| query.info.manifest.id.to_string())
+        self.computed.as_ref().map(|computed| computed.documents.info.manifest.id.to_string())
     }
 
     /// Returns the tokens computed, special tokens included.
     pub(super) fn used(&self) -> usize {
-        self.embedded.as_ref().map_or(0, |(query, documents)| query.used() + documents.used())
+        self.computed.as_ref().map_or(0, |Computed { query, documents }| {
+            query.as_ref().map_or(0, Embeddings::used) + documents.used()
+        })
     }
 
     pub(super) fn set_headers(
@@ -338,11 +515,17 @@ impl Scores {
         caller: &RequestContext,
         mut response: Response,
     ) -> Response {
-        if let Some((query, documents)) = &mut self.embedded {
+        if let Some(Computed { query, documents }) = &mut self.computed {
             // The answer consists of both requests: count the query, too.
-            documents.tokens.extend(&query.tokens);
-            documents.characters += query.characters;
+            if let Some(query) = query {
+                documents.tokens.extend(&query.tokens);
+                documents.characters += query.characters;
+            }
             set_embedding_headers(documents, caller, &mut response);
+            // Scores do not belong to an embedding space.
+            if documents.info.manifest.is_reranker() || self.mode == RankMode::MultiVector {
+                response.headers_mut().remove(EMBEDDING_SPACE);
+            }
         }
         response.extensions_mut().insert(Arc::clone(&caller.call.charge));
         response.headers_mut().insert(MODE, HeaderValue::from_static(self.mode.name()));

@@ -2,8 +2,8 @@
 //! `POST /rerank`, which text-embeddings-inference (TEI) and vLLM have in common.
 //!
 //! The field of the documents decides which dialect a request to `/rerank` has: TEI's is `texts`,
-//! and the one of the others is `documents`. The scores are the same: no cross-encoder reads query
-//! and document together, but the vectors of both are compared as in [`rank`].
+//! and the one of the others is `documents`. The scores are the same: those of a reranker, or those
+//! of a model whose vectors are compared, as in [`rank`].
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, State};
@@ -105,12 +105,14 @@ async fn rank_texts(
 ) -> Result<Response, ApiError> {
     let Document(query) = request.query;
     let search = rank::search_requests(query, texts, "texts", request.truncate)?;
+    let search = search.with_mode(request.mode.as_deref())?;
     if request.return_text {
         rank::charge_texts(caller, &search.documents)?;
     }
     let scores = rank::compare(app, caller, request.model.as_deref(), &search).await?;
     let shown = scores.relevance(request.raw_scores);
-    let answer: Vec<RerankedText> = rank::best_first(&shown)
+    let answer: Vec<RerankedText> = scores
+        .best_first()
         .into_iter()
         .map(|index| RerankedText {
             index,
@@ -131,13 +133,14 @@ async fn rank_documents(
 ) -> Result<Response, ApiError> {
     let Document(query) = request.query;
     let search = rank::search_requests(query, documents, "documents", request.truncate)?;
+    let search = search.with_mode(request.mode.as_deref())?;
     let returns = request.return_documents.unwrap_or(false);
     if returns {
         rank::charge_texts(caller, &search.documents)?;
     }
     let scores = rank::compare(app, caller, request.model.as_deref(), &search).await?;
     let shown = scores.relevance(request.raw_scores);
-    let best = rank::best_first(&shown).into_iter().take(request.top_n.unwrap_or(usize::MAX));
+    let best = scores.best_first().into_iter().take(request.top_n.unwrap_or(usize::MAX));
     let results = best.map(|index| RelevantDocument {
         index,
         relevance_score: shown[index],

@@ -77,6 +77,7 @@ fn show(key: &EntryKey, stats: UsageStats, installed: bool) -> ModelStats {
             last_7_days: hours.last_7_days,
             previous_7_days: hours.previous_7_days,
         }),
+        daily_requests: stats.daily_requests.map(Vec::from),
         next_use: stats.next_use.map(|expected| NextUse {
             at: expected.at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             probability: expected.probability,

@@ -4,6 +4,7 @@
 
 pub mod errors;
 pub mod exit;
+pub(crate) mod int4;
 pub mod printable;
 pub(crate) mod quantization;
 pub mod units;

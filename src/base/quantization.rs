@@ -148,9 +148,10 @@ pub(crate) fn channel_order(norms: &[[Vec<f32>; 2]], channels: usize) -> Vec<usi
 /// in the order of [`channel_order`].
 ///
 /// Any matrix with `channels` inputs counts, except an embedding table, whose rows are read one at
-/// a time, and the output product of attention, whose inputs come from the heads.
+/// a time, the output product of attention, whose inputs come from the heads, and the second
+/// product of a feed-forward layer.
 pub(crate) fn reads_hidden(name: &str, inputs: usize, channels: usize) -> bool {
-    inputs == channels && !is_table(name) && !reads_heads(name)
+    inputs == channels && !is_table(name) && !reads_heads(name) && !reads_intermediate(name)
 }
 
 /// Returns the ends of the blocks of inputs that share a scale in the matrix `name` of an encoder
@@ -165,16 +166,49 @@ pub(crate) fn input_blocks(name: &str, inputs: usize, channels: usize) -> Vec<us
     }
 }
 
+/// Returns whether the matrix is the table of word embeddings of an encoder, which may be stored in
+/// 4 bits. The suffixes are the tensor names of all families.
+pub(crate) fn is_word_table(name: &str) -> bool {
+    ["word_embeddings.weight", "tok_embeddings.weight", "embed_tokens.weight"]
+        .iter()
+        .any(|suffix| name.ends_with(suffix))
+}
+
+/// Returns whether the matrix is a table, of which rows are read one at a time.
 fn is_table(name: &str) -> bool {
-    name.contains("embedding")
+    name.ends_with("embed_tokens.weight")
+        || name.contains("embedding") && !name.ends_with("embedding_projection.weight")
 }
 
 /// Returns whether the matrix multiplies the output of the attention heads, whose channels all have
 /// a similar magnitude. The suffixes are the tensor names of all families.
 fn reads_heads(name: &str) -> bool {
-    ["attention.output.dense.weight", "out_lin.weight", "attn.o.weight", "attn.Wo.weight"]
-        .iter()
-        .any(|suffix| name.ends_with(suffix))
+    [
+        "attention.output.dense.weight",
+        "out_lin.weight",
+        "attn.o.weight",
+        "attn.Wo.weight",
+        "attn.out_proj.weight",
+        "o_proj.weight",
+    ]
+    .iter()
+    .any(|suffix| name.ends_with(suffix))
+}
+
+/// Returns whether the matrix multiplies the vectors between two products of a feed-forward layer,
+/// or the second vectors of EmbeddingGemma 2, which may be as long as the token vectors.
+fn reads_intermediate(name: &str) -> bool {
+    [
+        "output.dense.weight",
+        "lin2.weight",
+        "fc2.weight",
+        "mlp.wo.weight",
+        "mlp.Wo.weight",
+        "down_proj.weight",
+        "per_layer_projection.weight",
+    ]
+    .iter()
+    .any(|suffix| name.ends_with(suffix))
 }
 
 /// Returns the ends of the blocks of hidden channels in the order of [`channel_order`].
@@ -329,9 +363,31 @@ mod tests {
         for (name, inputs, expected) in [
             ("encoder.layer.0.attention.self.query.weight", 384, hidden_blocks(384)),
             ("encoder.layer.0.output.dense.weight", 1536, even_blocks(1536)),
+            // Vectors of another kind may be as long as the token vectors.
+            ("encoder.layer.0.output.dense.weight", 384, even_blocks(384)),
+            ("transformer.layer.0.ffn.lin2.weight", 384, even_blocks(384)),
+            ("encoder.layer.0.mlp.down_proj.weight", 384, even_blocks(384)),
+            ("encoder.layer.0.mlp.wo.weight", 384, even_blocks(384)),
+            ("encoder.layers.0.mlp.fc2.weight", 384, even_blocks(384)),
+            ("encoder.layers.1.mlp.experts.0.fc2.weight", 384, even_blocks(384)),
+            ("encoder.layers.1.mlp.experts.0.fc1.weight", 384, hidden_blocks(384)),
+            ("layers.0.ple_block.per_layer_projection.weight", 384, even_blocks(384)),
+            ("layers.0.ple_block.per_layer_input_gate.weight", 384, hidden_blocks(384)),
+            ("ple.per_layer_model_projection.weight", 384, hidden_blocks(384)),
             ("encoder.layer.0.attention.output.dense.weight", 384, vec![384]),
             ("transformer.layer.0.attention.out_lin.weight", 384, vec![384]),
             ("encoder.layer.0.attention.attn.o.weight", 384, vec![384]),
+            ("encoder.layer.0.attention.qkv_proj.weight", 384, hidden_blocks(384)),
+            ("encoder.layer.0.attention.o_proj.weight", 384, vec![384]),
+            ("encoder.layers.0.attn.out_proj.weight", 384, vec![384]),
+            ("layers.0.attn.Wo.weight", 384, vec![384]),
+            ("layers.0.mlp.Wi.weight", 384, hidden_blocks(384)),
+            ("layers.0.mlp.Wo.weight", 1152, even_blocks(1152)),
+            // The heads together may be wider than the hidden channels.
+            ("model.layers.0.self_attn.o_proj.weight", 2048, vec![2048]),
+            ("model.embed_tokens.weight", 384, vec![384]),
+            ("embeddings.tok_embeddings.weight", 384, vec![384]),
+            ("embedding_projection.weight", 384, hidden_blocks(384)),
             ("embeddings.word_embeddings.weight", 384, vec![384]),
             ("embedding.weight", 256, vec![256]),
             ("embeddings", 256, vec![256]),

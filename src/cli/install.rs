@@ -33,8 +33,9 @@ pub(super) struct Install {
     /// are checked if they exist.
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Directory of a model to pack and install in one step, as for `caxton model pack`.
-    #[arg(long, value_name = "DIR")]
+    /// Directory or GGUF file of a model to pack and install in one step, as for `caxton model
+    /// pack`.
+    #[arg(long, value_name = "PATH")]
     source: Option<PathBuf>,
     #[command(flatten)]
     what: Source,

@@ -12,7 +12,7 @@ use super::client::segment;
 use super::{Connection, print_json, print_table, terminal};
 use crate::api::wire::memory::{
     FlushRequest, FlushResponse, LoadModelRequest, LoadModelsRequest, LoadedModels, MemoryLimit,
-    MemoryLimitSetting, MemoryStatus, ModelMemory, ResidencyChange,
+    MemoryLimitSetting, MemoryStatus, ModelCounts, ModelMemory, ResidencyChange,
 };
 use crate::base::units::Bytes;
 
@@ -29,7 +29,7 @@ pub(super) enum Memory {
     Flush(Flush),
     /// Load models, and optionally pin or unpin them; for administrators.
     #[command(
-        after_help = "Examples:\n  caxton memory load bundled-mini --pin\n  caxton memory load bundled-mini --unpin"
+        after_help = "Examples:\n  caxton memory load bundled-mini --pin\n  caxton memory load bundled-mini --unpin\n  caxton memory load bundled-mini --wait 2m"
     )]
     Load(Load),
     /// Unload a model, and wait until it is unloaded, at most 10 s; for administrators.
@@ -77,6 +77,10 @@ pub(super) struct Load {
     /// Allow the eviction of the models again.
     #[arg(long)]
     unpin: bool,
+    /// Longest wait for all models together, up to 5m [default: 30s]. The loads continue
+    /// afterwards.
+    #[arg(long, value_name = "TIME")]
+    wait: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -119,6 +123,7 @@ impl Status {
             fact("process", size(status.measured.process_bytes)),
             fact("control group", size(status.measured.unreclaimable_bytes)),
             fact("mapped files", size(status.measured.mapped_bytes)),
+            fact("models", counts(status.model_counts)),
             fact("weights of models", size(status.total_loaded_bytes)),
             fact("headroom for models", size(status.headroom_bytes)),
         ];
@@ -139,6 +144,18 @@ impl Status {
         }
         Ok(())
     }
+}
+
+/// Describes the numbers of models. Leaves out states without a model, except `loaded`.
+fn counts(counts: ModelCounts) -> String {
+    let ModelCounts { loaded, loading, unloading, error } = counts;
+    let mut text = format!("{loaded} loaded");
+    for (count, state) in [(loading, "loading"), (unloading, "unloading"), (error, "failed")] {
+        if count > 0 {
+            text = format!("{text}, {count} {state}");
+        }
+    }
+    text
 }
 
 fn row(model: &ModelMemory) -> Vec<String> {
@@ -185,10 +202,11 @@ impl Load {
         // An error of the only model determines the exit code.
         if let [model] = self.models.as_slice() {
             let path = format!("/api/memory/models/{}/load", segment(model));
-            let loaded = client.post(&path, &LoadModelRequest { pinned }).await?;
+            let request = LoadModelRequest { pinned, wait: self.wait };
+            let loaded = client.post(&path, &request).await?;
             return Ok(print_table(&["MODEL", ""], &[loaded_fact(&loaded)])?);
         }
-        let request = LoadModelsRequest { models: self.models, pinned };
+        let request = LoadModelsRequest { models: self.models, pinned, wait: self.wait };
         let LoadedModels { results, .. } = client.post("/api/memory/load", &request).await?;
         let rows = results.iter().filter_map(|result| match (&result.change, &result.error) {
             (Some(change), _) => Some(loaded_fact(change)),

@@ -135,7 +135,7 @@ enum Command {
     /// least 100 of them. It reports the texts and tokens per second, the time of a single text,
     /// the time to load the model, the time from the start to the first vector, the peak memory of
     /// the process, the precision, and the share of the processors' peak rate in matrix products.
-    /// ModernBERT is always computed in f32. A static model has no matrix products.
+    /// A static model has no matrix products.
     #[command(
         after_help = "Examples:\n  caxton bench --model bge-small-1.model.tar.zst --input texts.jsonl --seconds 1\n  caxton bench --daemon --input texts.jsonl --seconds 1"
     )]

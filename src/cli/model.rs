@@ -43,6 +43,9 @@ const COMPARE_EXAMPLES: &str = "Examples:
   caxton model compare bundled-mini bge-small-1.model.tar.zst --texts texts.jsonl";
 const RECOMMEND_EXAMPLES: &str = "Examples:
   caxton model recommend --task search --complexity 0.3 --max-latency 1m";
+const KNOWN_EXAMPLES: &str = "Examples:
+  caxton model known --runs --language de --sort memory
+  caxton model known nomic-embed-text";
 const EXPORT_EXAMPLES: &str = "Examples:
   caxton model export bge-small --output copy.model.tar.zst
   caxton model export --model-id bge-small --output copy.model.tar.zst --include-metadata";
@@ -50,7 +53,7 @@ const EXPORT_EXAMPLES: &str = "Examples:
 /// Install, verify, list and pack models.
 #[derive(Debug, Subcommand)]
 pub(super) enum Model {
-    /// Make a package from a directory in the layout of sentence-transformers.
+    /// Make a package from a directory in the layout of sentence-transformers, or from a GGUF file.
     #[command(after_help = PACK_EXAMPLES)]
     Pack(Pack),
     /// Install packages, or pack and install a directory; for administrators.
@@ -74,10 +77,11 @@ pub(super) enum Model {
     ///
     /// The daemon counts from the first use of a model, also across restarts. LATENCY is the median
     /// and the 95th percentile of the last 128 to 256 answers. WEEK is the number
-    /// of hours with a use in the last seven days, and in the seven days before. TREND compares the
-    /// recent 95th percentile with that of all answers. PEAK HOURS are the hours of the day (UTC)
-    /// with the most use. NEXT USE is the hour (UTC) of the next 24 hours in which the model was
-    /// used in at least 60 % of the past weeks.
+    /// of hours with a use in the last seven days, and in the seven days before. REQ/WEEK is the
+    /// number of requests in the last seven days (UTC), with today, and in the seven days before.
+    /// TREND compares the recent 95th percentile with that of all answers. PEAK HOURS are the hours
+    /// of the day (UTC) with the most use. NEXT USE is the hour (UTC) of the next 24 hours in which
+    /// the model was used in at least 60 % of the past weeks.
     Stats(Stats),
     /// Make an id resolve to an earlier version, until a version above all others is installed; for
     /// administrators.
@@ -112,11 +116,15 @@ pub(super) enum Model {
     /// A model that was installed in this time is not listed. `caxton model remove` removes one.
     #[command(after_help = "Examples:\n  caxton model unused --for 90d")]
     Unused(Unused),
-    /// List the known models, whose names, prompts and licences are built in.
+    /// List the known models, whose names, prompts and licences are built in, or show one.
     ///
-    /// TOKENS is the longest text. A model takes about as much memory as the size of its weights in
-    /// F32 or INT8. The vectors are computed on the processor; no GPU is used.
-    #[command(after_help = "Examples:\n  caxton model known")]
+    /// TASK is the main task. LANG is a language, the number of languages, or mul for many. DIMS is
+    /// the length of the vectors; a model with the task rerank scores pairs of texts and gives no
+    /// vectors. TOKENS is the longest text. INT8 is the size of the weights in int8; in f16 they
+    /// have twice and in f32 four times this size. Sizes are computed from the number of
+    /// parameters. The memory is the size and the words of the tokenizer. The vectors are computed
+    /// on the processor; no GPU is used.
+    #[command(after_help = KNOWN_EXAMPLES)]
     Known(Known),
 }
 
@@ -164,7 +172,7 @@ impl Model {
             Self::Export(command) => command.run(connection).await,
             Self::Recommend(command) => return command.run(connection).await,
             Self::Unused(command) => command.run(connection).await,
-            Self::Known(command) => command.run(),
+            Self::Known(command) => return command.run(),
         }?;
         Ok(Exit::Ok)
     }

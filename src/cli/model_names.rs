@@ -126,6 +126,10 @@ fn used_names<'a>(settings: &Settings, values: &'a [KeyValue]) -> Vec<UsedName<'
     };
     let key = "memory.embedding_model";
     add(key.to_owned(), origin(values, key), &memory.embedding_model);
+    if let Some(name) = &memory.rerank_model {
+        let key = "memory.rerank_model";
+        add(key.to_owned(), origin(values, key), name);
+    }
     for (key, names) in [
         ("memory.fallback_models", &memory.fallback_models),
         ("memory.preload_models", &memory.preload_models),
@@ -272,6 +276,9 @@ mod tests {
                 "g@v2 is not installed (aliases.e.canary.model in FILE:9:35)",
             ]
         );
+        let reranker = "memory: { embedding_model: a, rerank_model: r }";
+        let expected = "r is not installed (memory.rerank_model in FILE:1:45)";
+        assert_eq!(found(reranker, &[package("a", "1", "s", 4)]), [expected]);
         let default =
             "bundled-mini is not installed (memory.embedding_model, which has its default)";
         assert_eq!(found("", &[]), [default]);

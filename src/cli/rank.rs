@@ -1,4 +1,4 @@
-//! `caxton rank`: sorts lines by their similarity to a query.
+//! `caxton rank`: sorts lines by their similarity to a query, or by the scores of a reranker.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -21,11 +21,12 @@ const MAX_BYTES: usize = 64 << 20;
 pub(super) struct Rank {
     /// Text with which each line is compared.
     query: String,
-    /// Model or alias [default: the daemon's default model].
+    /// Model or alias [default: the daemon's reranker, or its default model].
     #[arg(long, value_name = "ID")]
     model: Option<String>,
-    /// Comparison by meaning, by keywords, or by both.
-    #[arg(long, value_name = "MODE", default_value = "semantic", value_parser = ["semantic", "hybrid", "keyword"])]
+    /// Comparison by meaning, by the meaning of each token, by keywords, or by meaning and
+    /// keywords.
+    #[arg(long, value_name = "MODE", default_value = "semantic", value_parser = ["semantic", "multi-vector", "hybrid", "keyword"])]
     mode: String,
     /// Number of best lines to print [default: all].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -56,7 +57,8 @@ impl Rank {
             print_json(&answer)?;
             return Ok(Exit::Ok);
         }
-        if answer.mode != self.mode {
+        let by_reranker = answer.mode == "cross-encoder" && self.mode == "semantic";
+        if answer.mode != self.mode && !by_reranker {
             print_error(&format!(
                 "caxton: warning: no model could answer, so the lines are ranked by {}",
                 printable::line(&answer.mode)

@@ -13,6 +13,9 @@ const SLOWER: f64 = std::f64::consts::SQRT_2 + 0.01;
 /// Show the use and the speed of each model.
 #[derive(Debug, Args)]
 pub(super) struct Stats {
+    /// Order of the models: by name, or the most used first.
+    #[arg(long, value_name = "ORDER", default_value = "name", value_parser = ["name", "use"])]
+    sort: String,
     /// Print the complete answer of the daemon in JSON.
     #[arg(long)]
     json: bool,
@@ -20,7 +23,8 @@ pub(super) struct Stats {
 
 impl Stats {
     pub(super) async fn run(self, connection: &Connection) -> anyhow::Result<()> {
-        let stats: ModelStatsList = connection.connect().await?.get("/api/models/stats").await?;
+        let path = format!("/api/models/stats?sort={}", self.sort);
+        let stats: ModelStatsList = connection.connect().await?.get(&path).await?;
         if self.json {
             return print_json(&stats);
         }
@@ -37,6 +41,7 @@ impl Stats {
             "LOADING",
             "USES/H",
             "WEEK",
+            "REQ/WEEK",
             "TREND",
             "PEAK HOURS",
             "LAST USE",
@@ -71,6 +76,7 @@ fn row(model: &ModelStats) -> Vec<String> {
                 format!("{} h (before: {} h)", hours.last_7_days, hours.previous_7_days)
             }),
         ),
+        or_dash(model.daily_requests.as_deref().map(weekly_requests)),
         or_dash(trend(model).map(str::to_owned)),
         or_dash(model.use_by_hour.as_deref().and_then(peak_hours)),
         or_dash(model.last_used_at.map(time)),
@@ -81,6 +87,14 @@ fn row(model: &ModelStats) -> Vec<String> {
                 .map(|next| format!("{} ({:.0} %)", time(next.at), next.probability * 100.0)),
         ),
     ]
+}
+
+/// Returns the requests of the last seven days, and of the days before. `daily` has the requests of
+/// each day, the last day at the end.
+fn weekly_requests(daily: &[u64]) -> String {
+    let (before, last) = daily.split_at(daily.len().saturating_sub(7));
+    let total = |days: &[u64]| days.iter().copied().fold(0, u64::saturating_add);
+    format!("{} (before: {})", total(last), total(before))
 }
 
 /// Compares the recent latency with that of all answers. The percentiles are exact to a factor of
@@ -126,6 +140,13 @@ pub(super) fn time(at: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn weekly_requests_compare_two_weeks() {
+        assert_eq!(weekly_requests(&[1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 5, 6]), "11 (before: 7)");
+        // Another version of the daemon may send fewer days.
+        assert_eq!(weekly_requests(&[2, u64::MAX]), format!("{} (before: 0)", u64::MAX));
+    }
 
     #[test]
     fn peak_hours_are_the_most_used_ones() {

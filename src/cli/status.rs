@@ -217,7 +217,10 @@ fn row(package: &Package) -> Vec<String> {
         package.version.clone(),
         package.status.clone(),
         memory,
-        package.dimensions.to_string(),
+        match package.task.as_str() {
+            "rerank" => "rerank".to_owned(),
+            _ => package.dimensions.to_string(),
+        },
         package.precision.clone(),
         Bytes(package.size_bytes).to_string(),
         package.access_count.to_string(),

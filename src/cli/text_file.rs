@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::str::Utf8Error;
 
 use serde::Deserialize;
 
 use crate::base::units::Bytes;
 use crate::files::FileError;
-use crate::package::BoxError;
 
 /// Most texts of a comparison. Every text is compared with every other one.
 pub(super) const MAX_TEXTS: usize = 5000;
@@ -23,18 +23,15 @@ const MAX_GRADE: f64 = 100.0;
 /// Reason why the texts of a file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum InputError {
-    /// A line is not a JSON string.
-    #[error(
-        "line {line} of {} is not a JSON string; write one JSON string on each line",
-        path.display()
-    )]
-    Line {
+    /// A line is neither a JSON string nor UTF-8.
+    #[error("line {line} of {} is not UTF-8; convert the file to UTF-8", path.display())]
+    NotUtf8 {
         /// The file.
         path: PathBuf,
         /// Line number from 1.
         line: usize,
-        /// Error of the JSON parser.
-        source: BoxError,
+        /// Position of the first wrong byte.
+        source: Utf8Error,
     },
     /// A line is not a pair.
     #[error(
@@ -51,7 +48,7 @@ pub(super) enum InputError {
         reason: String,
     },
     /// The file holds no text.
-    #[error("{} contains no texts; write one JSON string on each line", .0.display())]
+    #[error("{} contains no texts; write one text on each line", .0.display())]
     Empty(PathBuf),
     /// The file has too many texts to compare them all.
     #[error(
@@ -86,14 +83,14 @@ pub(super) struct Pair {
     pub(super) grade: f64,
 }
 
-/// Reads the texts of `path` in order; there is at least one.
+/// Reads the texts of `path` in order, one from each line that is not empty; there is at least one.
 pub(super) fn read_texts(path: &Path) -> anyhow::Result<Vec<String>> {
     // Not only regular files are accepted, so that the texts may come from a pipe.
     let file = File::open(path).map_err(FileError::new("open", path))?;
     let mut texts = Vec::new();
     for (line, text) in (1..).zip(BufReader::new(file).split(b'\n')) {
         let text = text.map_err(FileError::new("read", path))?;
-        texts.push(parse_text(path, line, &text)?);
+        texts.extend(parse_text(path, line, &text)?);
     }
     if texts.is_empty() {
         return Err(InputError::Empty(path.to_owned()).into());
@@ -102,12 +99,12 @@ pub(super) fn read_texts(path: &Path) -> anyhow::Result<Vec<String>> {
 }
 
 /// Reads the different texts of `path` in order, within the limits of a comparison; there is at
-/// least one. Leaves out empty texts, which the daemon rejects.
+/// least one. Leaves out empty texts and lines, because the daemon rejects empty texts.
 pub(super) fn read_few_texts(path: &Path) -> anyhow::Result<Vec<String>> {
     let file = read_small(path)?;
     let (mut texts, mut seen) = (Vec::new(), BTreeSet::new());
     for (line, text) in lines(&file) {
-        let text = parse_text(path, line, text)?;
+        let Some(text) = parse_text(path, line, text)? else { continue };
         check_length(path, line, &text)?;
         if !text.is_empty() && seen.insert(text.clone()) {
             texts.push(text);
@@ -162,12 +159,16 @@ fn lines(file: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     (1..).zip(file.split(|byte| *byte == b'\n')).filter(|_line| !file.is_empty())
 }
 
-fn parse_text(path: &Path, line: usize, text: &[u8]) -> Result<String, InputError> {
-    serde_json::from_slice(text).map_err(|source| InputError::Line {
-        path: path.to_owned(),
-        line,
-        source: source.into(),
-    })
+/// Returns the text of a line: the value of a JSON string, and every other line as it is. Returns
+/// `None` for an empty line.
+fn parse_text(path: &Path, line: usize, text: &[u8]) -> Result<Option<String>, InputError> {
+    if let Ok(text) = serde_json::from_slice(text) {
+        return Ok(Some(text));
+    }
+    let not_utf8 = |source| InputError::NotUtf8 { path: path.to_owned(), line, source };
+    let text = str::from_utf8(text).map_err(not_utf8)?;
+    let text = text.strip_suffix('\r').unwrap_or(text);
+    Ok((!text.is_empty()).then(|| text.to_owned()))
 }
 
 fn check_length(path: &Path, line: usize, text: &str) -> Result<(), InputError> {
@@ -268,6 +269,27 @@ mod tests {
         assert!(read(many).unwrap_err().contains("more than 5000 different texts"));
         let long = format!("\"{}\"\n", "x".repeat(65_537));
         assert!(read(long).unwrap_err().contains("the text in line 1 of"));
-        assert!(read("\"a\"\n\n\"b\"\n".to_owned()).unwrap_err().contains("line 2 of"));
+        assert_eq!(read("\"a\"\n\nb\n".to_owned()).unwrap(), ["a", "b"]);
+        std::fs::write(&path, b"a\n\xff\n").unwrap();
+        let error = read_few_texts(&path).unwrap_err().to_string();
+        assert!(error.contains("line 2 of"), "{error}");
+    }
+
+    #[test]
+    fn line_that_is_no_json_string_is_the_text() {
+        let text = |line: &str| parse_text(Path::new("texts"), 1, line.as_bytes()).unwrap();
+        for (line, expected) in [
+            (r#""a\tb""#, Some("a\tb")),
+            ("\"a\"\r", Some("a")),
+            ("The pump runs hot.\r", Some("The pump runs hot.")),
+            (r#""a" and "b""#, Some(r#""a" and "b""#)),
+            (r#"{"text": "a"}"#, Some(r#"{"text": "a"}"#)),
+            ("12", Some("12")),
+            ("\"\"", Some("")),
+            ("\r", None),
+            ("", None),
+        ] {
+            assert_eq!(text(line).as_deref(), expected, "{line:?}");
+        }
     }
 }

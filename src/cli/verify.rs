@@ -181,8 +181,8 @@ async fn report_installed(access: &mut StoreAccess, id: &str) -> anyhow::Result<
                 .validate(&key, |bytes| bar.set_position(bytes))?;
             bar.finish_and_clear();
             if !validation.has_valid_files() {
-                // This marks the entry as corrupt. The report has the error already.
-                drop(store.verify(&key, |_bytes| {}));
+                // The report has the error already.
+                drop(store.record_checks(&key, &validation.files));
             }
             let entries = store.entries();
             let entry = entries.get(&key);

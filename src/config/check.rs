@@ -324,9 +324,9 @@ mod tests {
             (
                 "log: &l { level: info }\nmemory: { <<: *l }",
                 "f:2:11: memory: unknown key \"<<\"; known keys: backend, embedding_model, \
-                 fallback_models, fallback_strategy, allow_fallback, allow_dimension_mismatch, \
-                 dynamic_selection, preload_models, max_loaded_models, max_idle_time, \
-                 memory_limit, min_free, \
+                 rerank_model, fallback_models, fallback_strategy, allow_fallback, \
+                 allow_dimension_mismatch, dynamic_selection, preload_models, preload_expected, max_loaded_models, \
+                 max_idle_time, memory_limit, min_free, \
                  eviction_policy, pressure, model_cache, download",
             ),
             (

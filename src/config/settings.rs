@@ -101,6 +101,9 @@ pub struct MemorySettings {
     /// The model, or an alias of one, that answers when a request names no model and no alias is
     /// called `default`.
     pub embedding_model: String,
+    /// The reranker, or an alias of one, that answers when a request to rank documents names no
+    /// model. `None` means the model of all other requests.
+    pub rerank_model: Option<String>,
     /// Models, or aliases of models, that are the first choice as fallback. The smallest stays in
     /// memory when all others are evicted.
     pub fallback_models: Vec<String>,
@@ -116,6 +119,8 @@ pub struct MemorySettings {
     pub dynamic_selection: bool,
     /// Models loaded at start.
     pub preload_models: Vec<String>,
+    /// Whether models are loaded before the hours in which they are usually used.
+    pub preload_expected: bool,
     /// Maximum number of models in memory.
     pub max_loaded_models: usize,
     /// Time without a request after which a model is unloaded, unless
@@ -357,6 +362,8 @@ pub struct PackageSettings {
     /// Directory of minisign public keys (`*.pub`). If there is a key, every package needs a
     /// signature by one of the keys, except for bundled packages. Needs a restart.
     pub keys_directory: PathBuf,
+    /// Whether keys disable the models that were installed without a signature.
+    pub disable_unsigned: bool,
     /// Time at which the id of a model begins to mean a higher version.
     pub updates: UpdatePolicy,
     /// Whether a package may change the embedding space of a model id without an administrator's
@@ -469,12 +476,14 @@ impl Default for Settings {
             },
             memory: MemorySettings {
                 embedding_model: "bundled-mini".to_owned(),
+                rerank_model: None,
                 fallback_models: vec!["bundled-mini".to_owned()],
                 fallback_strategy: FallbackStrategy::Auto,
                 allow_fallback: false,
                 allow_dimension_mismatch: false,
                 dynamic_selection: false,
                 preload_models: vec!["bundled-mini".to_owned()],
+                preload_expected: true,
                 max_loaded_models: 4,
                 max_idle_time: None,
                 memory_limit: None,
@@ -503,6 +512,7 @@ impl Default for Settings {
                 more_directories: Vec::new(),
                 bundled_directory: "/usr/share/caxton/models".into(),
                 keys_directory: "/etc/caxton/keys.d".into(),
+                disable_unsigned: false,
                 updates: UpdatePolicy::Automatic,
                 replace_embedding_space: false,
                 remove_with_file: true,

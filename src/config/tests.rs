@@ -128,12 +128,14 @@ socket:
     max_body: 1MiB, drain_timeout: 1500ms, overload_status: 503 }
 memory:
   embedding_model: m
+  rerank_model: r@1
   fallback_models: [n]
   fallback_strategy: manual
   allow_fallback: true
   allow_dimension_mismatch: true
   dynamic_selection: true
   preload_models: [m, n]
+  preload_expected: false
   max_loaded_models: 2
   max_idle_time: 30m
   memory_limit: 512MiB
@@ -145,8 +147,8 @@ memory:
       validation_interval: 1h, validation_on_startup: false, bundled_only: true }
 packages:
   { drop_directory: /p, more_directories: [{ path: /q, remove_with_file: true }, { path: /r }],
-    bundled_directory: /b, keys_directory: /k, updates: manual, replace_embedding_space: true,
-    remove_with_file: false,
+    bundled_directory: /b, keys_directory: /k, disable_unsigned: true, updates: manual,
+    replace_embedding_space: true, remove_with_file: false,
     incomplete_timeout: 5s, max_package_size: 1GB }
 embedding: { precision: int8, threads: 4, batch_tokens: 1024, queue_size: 9, queue_tokens: 512,
   max_batch_wait_ms: 7, parallel_batches: 3, allow_any_dimensions: true }
@@ -178,12 +180,14 @@ log: { level: trace }
         },
         memory: MemorySettings {
             embedding_model: "m".to_owned(),
+            rerank_model: Some("r@1".to_owned()),
             fallback_models: vec!["n".to_owned()],
             fallback_strategy: FallbackStrategy::Manual,
             allow_fallback: true,
             allow_dimension_mismatch: true,
             dynamic_selection: true,
             preload_models: vec!["m".to_owned(), "n".to_owned()],
+            preload_expected: false,
             max_loaded_models: 2,
             max_idle_time: Some(Duration::from_secs(1800)),
             memory_limit: Some(Bytes::mib(512)),
@@ -215,6 +219,7 @@ log: { level: trace }
             ],
             bundled_directory: "/b".into(),
             keys_directory: "/k".into(),
+            disable_unsigned: true,
             updates: UpdatePolicy::Manual,
             replace_embedding_space: true,
             remove_with_file: false,

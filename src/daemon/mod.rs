@@ -346,8 +346,13 @@ impl Daemon {
         let mut tasks = JoinSet::new();
         tasks.spawn(run_task("memory monitor", monitor));
         tasks.spawn(run_task("manager", manager));
-        let trust =
-            trust::watch_keys(handle.clone(), (&settings).into(), keys_changed, stop_all.clone());
+        let trust = trust::watch_keys(
+            handle.clone(),
+            (&settings).into(),
+            keys_changed,
+            follow.settings.clone(),
+            stop_all.clone(),
+        );
         tasks.spawn(run_task("trust", trust));
         tasks.spawn(run_task("keys watcher", keys_watch));
         let together = ingest::StartSignals::default();

@@ -53,6 +53,15 @@ pub enum EngineError {
     /// Token states were requested from a model that has none.
     #[error("a model of static embeddings has no token states")]
     NoTokenStates,
+    /// Scores of a pair of texts were requested from a model of vectors.
+    #[error("the model computes vectors of texts and no scores of pairs; choose a reranker")]
+    NoScores,
+    /// An output of a head for tokens was requested from a model without this head.
+    #[error("the model has no {head} head")]
+    NoTokenHead {
+        /// Name of the head.
+        head: &'static str,
+    },
     /// The operating system refused to start the engine's threads.
     #[error("cannot start the {threads} threads of the engine")]
     Threads {

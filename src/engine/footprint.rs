@@ -10,19 +10,21 @@
 //! largest header of the weights that loading accepts.
 //!
 //! Invariant: [`Footprint::weight_bytes`] equals the value that the loaded
-//! [`Embedder`](super::Embedder) reports, to the byte, except for outliers, the tokenizer and
-//! ModernBERT's rotation tables.
+//! [`Embedder`](super::Embedder) reports, to the byte, except for outliers and the tokenizer.
 
-use super::candle_runtime::ModernBertConfig;
+use super::classifier::{self, ClassifierLayout};
 use super::config::EncoderConfig;
 use super::encoder::Encoder;
+use super::layer::disentangled;
 use super::pooling::PoolingHead;
 use super::spec::{Family, Runtime};
 use super::static_embedding::{self, StaticConfig};
-use super::tensor_names::{self, RequiredTensor};
+use super::tensor_names::{self, EmbeddingNames, RequiredTensor};
+use super::token_heads;
 use super::tokenize::TokenizerMemory;
 use super::{Architecture, EngineError, EngineOptions, ModelSpec, fused, precision, weights};
-use crate::base::quantization::input_blocks;
+use crate::base::int4;
+use crate::base::quantization::{input_blocks, is_word_table};
 
 /// Size of the largest `tokenizer.json` in which words are counted, in bytes. The estimate for a
 /// larger file is the upper bound. The file of Gemma has 33 million bytes.
@@ -37,6 +39,8 @@ pub enum WeightsFormat {
     F16,
     /// Integers of 8 bits, with a scale for each row and block of columns, and with outliers.
     Int8,
+    /// Integers of 8 bits, and of 4 bits in the table of words of an encoder.
+    Int4Table,
 }
 
 impl WeightsFormat {
@@ -44,8 +48,18 @@ impl WeightsFormat {
         match self {
             Self::F32 => 4,
             Self::F16 => 2,
-            Self::Int8 => 1,
+            Self::Int8 | Self::Int4Table => 1,
         }
+    }
+
+    /// Returns whether the matrix `name` is stored in 4 bits.
+    fn is_int4(self, name: &str) -> bool {
+        self == Self::Int4Table && is_word_table(name)
+    }
+
+    /// Returns whether the linear layers are stored as integers.
+    fn has_integers(self) -> bool {
+        matches!(self, Self::Int8 | Self::Int4Table)
     }
 }
 
@@ -75,7 +89,7 @@ pub struct Footprint {
     /// [`Embedder::release_scratch`](super::Embedder::release_scratch).
     pub scratch_bytes: u64,
     /// Memory of this process in addition to the weights during loading: files that are read whole,
-    /// and the tokenizer's JSON in the form of its parser.
+    /// the tokenizer's JSON in the form of its parser, and the vectors of distances of a DeBERTa.
     pub loading_bytes: u64,
 }
 
@@ -107,8 +121,11 @@ pub fn footprint(
 ) -> Result<Footprint, EngineError> {
     let (vocabulary, of_weights) = match spec.architecture.runtime() {
         Runtime::Fused(family) => encoder_footprint(spec, config, family, sizes, options),
-        Runtime::ModernBert => modernbert_footprint(spec, config, sizes),
-        Runtime::Static => table_footprint(spec, config, sizes),
+        Runtime::Static => {
+            classifier::refuse_labels(spec)?;
+            token_heads::refuse_token_heads(spec)?;
+            table_footprint(spec, config, sizes)
+        }
     }?;
     let counted = tokenizer.and_then(|tokenizer| TokenizerMemory::estimate(tokenizer, vocabulary));
     let tokenizer = counted.unwrap_or_else(|| match sizes.tokenizer > COUNTED_BYTES {
@@ -140,46 +157,31 @@ fn encoder_footprint(
     sizes: FileSizes,
     options: EngineOptions,
 ) -> Result<(usize, Footprint), EngineError> {
-    let config = EncoderConfig::read(config, family, spec)?;
-    let rest = sizes.scratch_and_loading(config.layers, config.hidden_size, |layers| {
-        tensor_names::encoder_tensors(&EncoderConfig { layers, ..config.clone() }).collect()
-    })?;
-    let choice =
-        precision::choose_arithmetic(options.precision, sizes.stored == WeightsFormat::Int8);
+    let json = config;
+    let config = EncoderConfig::read(json, family, spec)?;
+    let family = (config.family, config.embeddings.types);
+    let classifier = ClassifierLayout::read(json, family, spec)?;
+    let classifier = classifier.map_or(0, |layout| layout.bytes());
+    let heads = classifier.saturating_add(spec.token_heads.bytes(config.output_size()));
+    // The heads are beside the tensors of the encoder.
+    let sizes = FileSizes { weights: sizes.weights.saturating_sub(heads), ..sizes };
+    let tensors: Vec<_> = tensor_names::encoder_tensors(&config).collect();
+    let rest = sizes.rest(config.hidden_size, &tensors)?;
+    let choice = precision::choose_arithmetic(options.precision, sizes.stored.has_integers());
     let longest = spec.max_sequence_length;
     let (threads, budget) = (options.threads.max(1), options.batch_tokens);
-    let table = sizes.table(config.vocab_size, config.hidden_size, rest);
-    let weights = Encoder::bytes_of(&config, longest, choice.format);
+    let words = EmbeddingNames::of(config.family).words;
+    let table = sizes.table(words, config.vocab_size, config.hidden_size, rest);
+    let formats = (choice.format, choice.attention);
+    let weights = Encoder::bytes_of(&config, longest, formats);
     let footprint = Footprint {
-        weight_bytes: table.weight_bytes.saturating_add(weights),
-        loading_bytes: header_bytes(config.layers, |layers| {
-            tensor_names::encoder_tensors(&EncoderConfig { layers, ..config.clone() }).collect()
-        }),
+        weight_bytes: table.weight_bytes.saturating_add(weights).saturating_add(heads),
+        loading_bytes: weights::header_memory(tensors.len() as u128)
+            .saturating_add(disentangled::vector_bytes(&config)),
         scratch_bytes: fused::scratch_bytes(&config, &choice, longest, budget, threads),
         ..table
     };
     Ok((config.vocab_size, footprint))
-}
-
-/// Returns the number of words and the memory of the weights for a model that candle runs.
-fn modernbert_footprint(
-    spec: &ModelSpec,
-    config: &[u8],
-    sizes: FileSizes,
-) -> Result<(usize, Footprint), EngineError> {
-    let config = ModernBertConfig::read(config, spec)?;
-    let tensors = |layers| config.tensors_of(layers).collect();
-    sizes.scratch_and_loading(config.layers(), 0, tensors)?;
-    let longest = spec.max_sequence_length;
-    let values = saturate(sum_over_layers(config.layers(), tensors, elements));
-    let weights = values.saturating_mul(size_of::<f32>() as u64);
-    let footprint = Footprint {
-        weight_bytes: weights.saturating_add(config.rotation_bytes(longest)),
-        mapped_bytes: 0,
-        scratch_bytes: config.scratch_bytes(longest),
-        loading_bytes: header_bytes(config.layers(), tensors),
-    };
-    Ok((config.vocab_size(), footprint))
 }
 
 /// Returns the number of words and the memory of the table for static embeddings.
@@ -190,36 +192,37 @@ fn table_footprint(
 ) -> Result<(usize, Footprint), EngineError> {
     let StaticConfig { vocab_size, hidden_size } = StaticConfig::read(config, spec)?;
     let shape = [vocab_size, hidden_size];
-    let rest = sizes
-        .scratch_and_loading(0, 0, |_| vec![RequiredTensor::new(static_embedding::TABLE, shape)])?;
+    let rest = sizes.rest(0, &[RequiredTensor::new(static_embedding::TABLE, shape)])?;
     let loading_bytes = weights::header_memory(1);
-    Ok((vocab_size, Footprint { loading_bytes, ..sizes.table(vocab_size, hidden_size, rest) }))
+    let table = sizes.table(static_embedding::TABLE, vocab_size, hidden_size, rest);
+    Ok((vocab_size, Footprint { loading_bytes, ..table }))
 }
 
 impl FileSizes {
-    /// Returns the bytes of the weights file that are neither values nor scales: its header and
-    /// outliers. `channels` is the number of hidden channels.
+    /// Returns the bytes of the weights file that are neither values nor scales of `tensors`: its
+    /// header and outliers. `channels` is the number of hidden channels.
     ///
     /// Returns an error if the configuration has more values than the file has bytes. So later
     /// computations cannot overflow with the sizes in the configuration.
-    fn scratch_and_loading(
-        &self,
-        layers: usize,
-        channels: usize,
-        tensors: impl Fn(usize) -> Vec<RequiredTensor>,
-    ) -> Result<u64, EngineError> {
-        let values = sum_over_layers(layers, &tensors, elements);
-        if values > u128::from(self.weights) {
+    fn rest(&self, channels: usize, tensors: &[RequiredTensor]) -> Result<u64, EngineError> {
+        // Two values may share a byte.
+        let least = sum(tensors, |tensor| match self.stored.is_int4(&tensor.name) {
+            true => elements(tensor) / 2,
+            false => elements(tensor),
+        });
+        if least > u128::from(self.weights) {
             return Err(EngineError::Mismatch(format!(
-                "config.json describes {values} weights, model.safetensors has {} bytes",
+                "config.json describes {} weights, model.safetensors has {} bytes",
+                sum(tensors, elements),
                 self.weights
             )));
         }
-        let stored = sum_over_layers(layers, &tensors, |tensor| match tensor.shape[..] {
+        let stored = sum(tensors, |tensor| match tensor.shape[..] {
+            _ if self.stored.is_int4(&tensor.name) => int4_bytes(elements(tensor)),
             [rows, columns] => {
-                let scales = match self.stored {
-                    WeightsFormat::Int8 => scale_bytes(&tensor.name, rows, columns, channels),
-                    WeightsFormat::F32 | WeightsFormat::F16 => 0,
+                let scales = match self.stored.has_integers() {
+                    true => scale_bytes(&tensor.name, rows, columns, channels),
+                    false => 0,
                 };
                 elements(tensor) * u128::from(self.stored.value_bytes()) + scales
             }
@@ -228,17 +231,22 @@ impl FileSizes {
         Ok(self.weights.saturating_sub(saturate(stored)))
     }
 
-    /// Returns the memory of a table of `rows` words that stays in the file. At most `rest` bytes
-    /// of the file are outliers.
-    fn table(&self, rows: usize, columns: usize, rest: u64) -> Footprint {
-        let mapped = (rows as u64).saturating_mul(columns as u64);
-        let (scales, outliers) = match self.stored {
-            WeightsFormat::F32 | WeightsFormat::F16 => (0, 0),
-            WeightsFormat::Int8 => (rows as u64 * 4, rest / weights::OUTLIER_FILE_BYTES),
+    /// Returns the memory of the table `name` of `rows` words that stays in the file. At most
+    /// `rest` bytes of the file are outliers.
+    fn table(&self, name: &str, rows: usize, columns: usize, rest: u64) -> Footprint {
+        let values = (rows as u64).saturating_mul(columns as u64);
+        let (mapped, scales) = match self.stored {
+            stored if stored.is_int4(name) => (saturate(int4_bytes(u128::from(values))), 0),
+            stored if stored.has_integers() => (values, rows as u64 * 4),
+            stored => (values.saturating_mul(stored.value_bytes()), 0),
+        };
+        let outliers = match scales {
+            0 => 0,
+            _ => rest / weights::OUTLIER_FILE_BYTES,
         };
         Footprint {
             weight_bytes: scales + outliers.saturating_mul(weights::OUTLIER_BYTES),
-            mapped_bytes: mapped.saturating_mul(self.stored.value_bytes()),
+            mapped_bytes: mapped,
             scratch_bytes: 0,
             loading_bytes: 0,
         }
@@ -252,6 +260,11 @@ fn scale_bytes(name: &str, rows: usize, columns: usize, channels: usize) -> u128
     4 * (rows as u128 * ends.len() as u128 + blocks as u128)
 }
 
+/// Returns the bytes of `values` integers of 4 bits and of their scales of 16 bits.
+const fn int4_bytes(values: u128) -> u128 {
+    values / int4::BLOCK as u128 * (int4::BLOCK_BYTES as u128 + 2)
+}
+
 fn elements(tensor: &RequiredTensor) -> u128 {
     tensor.shape.iter().fold(1, |all, &length| all.saturating_mul(length as u128))
 }
@@ -260,21 +273,9 @@ fn saturate(bytes: u128) -> u64 {
     u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
-/// Returns the sum of `size` over the `tensors` of a model with `layers` layers. All layers except
-/// the first are alike, so the sum over an absurd number of layers costs no more than over two.
-fn sum_over_layers(
-    layers: usize,
-    tensors: impl Fn(usize) -> Vec<RequiredTensor>,
-    size: impl Fn(&RequiredTensor) -> u128,
-) -> u128 {
-    let sum = |layers| tensors(layers).iter().map(&size).fold(0_u128, u128::saturating_add);
-    let (one, two) = (sum(1), sum(2));
-    one.saturating_add((two - one).saturating_mul(layers.saturating_sub(1) as u128))
-}
-
-/// Returns the memory for parsing the header of the weights.
-fn header_bytes(layers: usize, tensors: impl Fn(usize) -> Vec<RequiredTensor>) -> u64 {
-    weights::header_memory(sum_over_layers(layers, tensors, |_| 1))
+/// Returns the sum of `size` over `tensors`.
+fn sum(tensors: &[RequiredTensor], size: impl Fn(&RequiredTensor) -> u128) -> u128 {
+    tensors.iter().map(size).fold(0, u128::saturating_add)
 }
 
 /// Algorithm of a tokenizer. Its memory is estimated from the number of words instead of the file
@@ -333,7 +334,7 @@ mod tests {
 
     use super::*;
     use crate::engine::config::tests::{bert, spec};
-    use crate::engine::{Activation, DenseSpec, ModelFiles, Precision, load};
+    use crate::engine::{Activation, DenseSpec, ModelFiles, Pooling, Precision, load};
 
     const OPTIONS: EngineOptions =
         EngineOptions { threads: 2, batch_tokens: 64, precision: Precision::F32 };
@@ -357,10 +358,26 @@ mod tests {
             ("tiny-roberta", Architecture::Roberta),
             ("tiny-static", Architecture::Static),
             ("tiny-xlm-roberta", Architecture::XlmRoberta),
+            ("tiny-camembert", Architecture::Camembert),
+            ("tiny-embedding-gemma2", Architecture::EmbeddingGemma2),
+            ("tiny-eurobert", Architecture::EuroBert),
+            ("tiny-gemma3-causal", Architecture::Gemma3Text),
+            ("tiny-gte", Architecture::Gte),
+            ("tiny-nomic-bert", Architecture::NomicBert),
+            ("tiny-qwen3", Architecture::Qwen3),
+            ("tiny-bert-cross-encoder", Architecture::Bert),
+            ("tiny-deberta-v2-cross-encoder", Architecture::DebertaV2),
         ] {
             let mut spec = spec(architecture);
+            if name.ends_with("cross-encoder") {
+                (spec.labels, spec.pooling) = (Some(1), Pooling::Cls);
+            }
             spec.max_sequence_length = 40;
-            spec.dimensions = if name == "tiny-bert-odd" { 60 } else { 64 };
+            spec.dimensions = match name {
+                "tiny-bert-odd" => 60,
+                "tiny-embedding-gemma2" => 96,
+                _ => 64,
+            };
             let mut dense = Vec::new();
             if name == "tiny-distiluse" {
                 let (bias, activation) = (true, Activation::Tanh);
@@ -394,13 +411,7 @@ mod tests {
                     dense: dense.clone(),
                 };
                 let embedder = load(&spec, files, options).unwrap().embedder;
-                let mut found = embedder.weight_bytes();
-                match architecture {
-                    // `found` lacks the computed rotation tables, and it does not include the file,
-                    // whose bytes are freed after decoding.
-                    Architecture::ModernBert => found += 4 * 8 * 40 * 4,
-                    _ => found -= sizes.weights,
-                }
+                let found = embedder.weight_bytes() - sizes.weights;
                 let outliers = found - told;
                 let rounded = embedder.report().precision == Precision::Int8;
                 assert!(
@@ -432,16 +443,28 @@ mod tests {
     }
 
     #[test]
+    fn vectors_of_distances_count_during_loading() {
+        let file = golden("tiny-deberta-v2-cross-encoder", "config.json");
+        let mut config: Value = serde_json::from_slice(&file).unwrap();
+        let spec = ModelSpec {
+            labels: Some(1),
+            pooling: Pooling::Cls,
+            dimensions: 64,
+            ..spec(Architecture::DebertaV2)
+        };
+        let mut loading = |buckets: u64| {
+            config["position_buckets"] = buckets.into();
+            let config = config.to_string().into_bytes();
+            footprint(&spec, &config, None, SIZES, OPTIONS).unwrap().loading_bytes
+        };
+        assert_eq!(loading(16) - loading(8), 2 * 8 * 64 * 4);
+    }
+
+    #[test]
     fn weights_beyond_file_size_are_refused() {
-        for (key, value) in [
-            ("num_hidden_layers", u64::MAX),
-            ("num_hidden_layers", 1 << 40),
-            ("intermediate_size", u64::MAX),
-            ("vocab_size", u64::MAX),
-            ("max_position_embeddings", u64::MAX),
-        ] {
+        for key in ["intermediate_size", "vocab_size", "max_position_embeddings"] {
             let mut config = bert();
-            config[key] = value.into();
+            config[key] = (1 << 24).into();
             let config = config.to_string().into_bytes();
             let spec = spec(Architecture::Bert);
             let error = footprint(&spec, &config, None, SIZES, OPTIONS).unwrap_err().to_string();

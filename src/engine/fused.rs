@@ -17,12 +17,10 @@ use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard, TryLockError};
 
-use super::buffer::Buffer;
 use super::config::EncoderConfig;
-use super::encoder::{Encoder, ThreadTeam};
+use super::encoder::{Encoder, TextStarts, ThreadTeam};
 use super::input_limits::{InputLimits, check_finite};
-use super::layer::LayerDims;
-use super::linear::Backend;
+use super::linear::{Backend, KernelSession};
 use super::peak_rate;
 use super::pooling::PoolingHead;
 use super::precision::{ArithmeticChoice, PrecisionReport};
@@ -30,9 +28,10 @@ use super::scratch::{PassBuffers, RowShape, SharedScratch, ThreadScratch};
 use super::weights::Header;
 use super::{Embedder, EngineError, EngineOptions, ModelSpec, Output, WeightsFile, threads};
 
-/// Target size of a pass in tokens; all threads compute a call of at most this size together. In a
-/// pass of this size, reading the weights costs little relative to the products. In a larger pass,
-/// the rows would leave the caches between two layers.
+/// Target size of a pass in tokens. All threads compute a call of at most this size together, and a
+/// call with a text that is longer than the share of one thread. In a pass of this size, reading
+/// the weights costs little relative to the products. In a larger pass, the rows would leave the
+/// caches between two layers.
 const PASS_TOKENS: usize = 384;
 
 /// A loaded model.
@@ -115,6 +114,7 @@ impl FusedEmbedder {
             unequal: threads::has_unequal_processors(),
             limits: InputLimits {
                 vocabulary: config.vocab_size,
+                has_types: config.embeddings.types > 1,
                 min: 1,
                 max: spec.max_sequence_length,
             },
@@ -140,36 +140,25 @@ impl FusedEmbedder {
     ) -> Vec<f32> {
         let encoder = &self.encoder;
         let session = self.backend.session();
-        let rows = pass.iter().map(|&text| texts[text].len()).sum();
+        let rows = TextStarts::new(pass.iter().map(|&text| texts[text].len()));
         let Arena { states, scratch } = arena;
-        states.reserve(encoder.shape(), rows);
-        let mut first = 0;
-        for &text in pass {
-            encoder.embed(
-                &session,
-                scratch,
-                texts[text],
-                &mut states.x.f32s_mut()[first * encoder.row()..],
-            );
-            first += texts[text].len();
+        states.reserve(encoder.shape(), rows.rows());
+        for (&text, rows) in pass.iter().zip(rows.iter()) {
+            let x = &mut states.x.f32s_mut()[rows.start * encoder.row()..];
+            encoder.embed(&session, scratch, texts[text], x);
         }
+        states.keep_embeddings(rows.rows() * encoder.row());
         for layer in encoder.layers() {
-            let heads = states.heads.groups_mut();
-            encoder.project(layer, &session, scratch, states.x.f32s(), rows, heads);
-            let mut first = 0;
-            for &text in pass {
-                let length = texts[text].len();
-                let heads = &states.heads.groups()[first * encoder.shape().head_groups()..];
-                let attended = first * encoder.attended_stride();
-                let attended = &mut states.attended.groups_mut()[attended..];
-                encoder.attend(&session, scratch, heads, (rows, length), attended);
-                first += length;
-            }
-            let attended = states.attended.groups();
-            encoder.finish(layer, &session, scratch, attended, rows, states.x.f32s_mut());
+            let PassBuffers { x, heads, attended, embeddings } = states;
+            encoder.project(layer, &session, scratch, x.f32s(), &rows, heads.groups_mut());
+            let heads = heads.groups();
+            encoder.attend(layer, &session, scratch, heads, &rows, attended.groups_mut());
+            let inputs = (attended.groups(), embeddings.f32s());
+            encoder.finish(layer, &session, scratch, inputs, rows.rows(), x.f32s_mut());
         }
+        encoder.complete(&session, &mut states.x.f32s_mut()[..rows.rows() * encoder.row()]);
         let lengths = pass.iter().map(|&text| texts[text].len());
-        self.outputs(lengths, states, &mut scratch.vectors, output)
+        self.outputs(&session, lengths, states, scratch, output)
     }
 
     /// Acquires the exclusive right to all arenas. Returns `None` if other calls are computing.
@@ -200,26 +189,28 @@ impl FusedEmbedder {
         scratches.extend(others.iter_mut().map(|arena| &mut arena.scratch));
         let mut team = ThreadTeam { backend: &self.backend, scratches };
         self.encoder.run_together(&mut team, &texts, states, shared);
-        let vectors = &mut team.scratches[0].vectors;
-        self.outputs(texts.iter().map(|text| text.len()), states, vectors, output)
+        let lengths = texts.iter().map(|text| text.len());
+        self.outputs(&self.backend.session(), lengths, states, team.scratches[0], output)
     }
 
     /// Computes `output` of texts of `lengths` from their rows, which lie in `states` one text
-    /// after another. `vectors` is scratch memory.
+    /// after another.
     fn outputs(
         &self,
+        session: &KernelSession,
         lengths: impl Iterator<Item = usize>,
         states: &PassBuffers,
-        vectors: &mut Buffer,
+        scratch: &mut ThreadScratch,
         output: Output,
     ) -> Vec<f32> {
+        let ThreadScratch { block, vectors, .. } = scratch;
         let mut rest = states.x.f32s();
         let mut outputs = Vec::new();
         for length in lengths {
             let (rows, others) = rest.split_at(length * self.encoder.row());
             rest = others;
-            let tokens = self.encoder.token_vectors(rows, vectors);
-            outputs.extend(self.head.apply(tokens, self.encoder.hidden(), output));
+            let tokens = self.encoder.token_vectors(session, rows, block, vectors);
+            outputs.extend(self.head.apply(tokens, self.encoder.outputs(), output));
         }
         outputs
     }
@@ -228,7 +219,10 @@ impl FusedEmbedder {
     fn width(&self, length: usize, output: Output) -> usize {
         match output {
             Output::Vector | Output::Unnormalized => self.dimensions,
-            Output::TokenStates => length * self.encoder.hidden(),
+            Output::TokenStates => length * self.encoder.outputs(),
+            Output::Logits => self.head.labels(),
+            Output::TokenWeights => length,
+            Output::TokenVectors => length * self.head.token_vector_length(),
         }
     }
 
@@ -283,13 +277,16 @@ impl FusedEmbedder {
 
 impl Embedder for FusedEmbedder {
     fn compute(&self, texts: &[&[u32]], output: Output) -> Result<Vec<f32>, EngineError> {
+        self.head.check(output)?;
         self.limits.check(texts)?;
         let (_call, calls) = CallGuard::begin(&self.calls);
         // Round up: a pass that waits for a thread costs nothing, but a thread that waits for a
         // pass is idle.
         let threads = self.arenas.len().div_ceil(calls);
         let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
-        let together = self.unequal || lengths.iter().sum::<usize>() <= PASS_TOKENS;
+        let total: usize = lengths.iter().sum();
+        let longest = lengths.iter().max().copied().unwrap_or_default();
+        let together = self.unequal || total <= PASS_TOKENS || longest * threads > total;
         let budget = self.batch_tokens.load(Ordering::Relaxed);
         let (passes, found) = if threads > 1
             && together
@@ -376,8 +373,7 @@ pub(super) fn scratch_bytes(
     budget: usize,
     threads: usize,
 ) -> u64 {
-    let dims = LayerDims::new(config);
-    let shape = RowShape { dims, format: choice.format, attention: choice.attention };
+    let shape = RowShape::new(config, choice.format, choice.attention);
     let arena = shape.arena_bytes(longest_pass(longest, budget), longest);
     // A single thread never computes a pass together with others.
     let shared = if threads > 1 { SharedScratch::bytes_of(&shape) } else { 0 };

@@ -7,7 +7,7 @@
 
 use std::hint::black_box;
 
-use super::attention::{AttentionHeads, AttentionOutput, AttentionScratch};
+use super::attention::{AttentionHeads, AttentionOutput, AttentionScratch, Reach};
 use super::buffer::Buffer;
 use super::config::HiddenActivation;
 use super::linear::panel::PanelBuffer;
@@ -172,10 +172,10 @@ pub fn gelu(rows: usize) -> impl FnMut() {
 pub fn softmax(keys: usize) -> impl FnMut() {
     let stride = keys.next_multiple_of(PANEL_WIDTH);
     let mut scores = values(ROWS * stride);
-    let mut inverses = [0.0; ROWS];
+    let (ranges, mut inverses) = ([(0, keys); ROWS], [0.0; ROWS]);
     let isa = Isa::detect();
     move || {
-        rowwise::softmax(isa, &mut scores, stride, keys, None, &mut inverses);
+        rowwise::softmax(isa, &mut scores, stride, &ranges, None, &mut inverses);
         black_box(&inverses);
     }
 }
@@ -214,11 +214,14 @@ pub fn attention(precision: Precision, tokens: usize) -> Option<impl FnMut()> {
         let heads = AttentionHeads {
             format,
             heads: HEADS,
+            kv_heads: HEADS,
             width,
             states: states.groups(),
             stride,
             length: tokens,
+            reach: Reach::default(),
             bias: None,
+            distances: None,
         };
         for head in 0..HEADS {
             let start = head * width;

@@ -1,12 +1,11 @@
-//! The engine: converts texts to token ids, and token ids to vectors.
+//! The engine: converts texts to token ids, and token ids to vectors or scores.
 //!
 //! The engine contains only the mathematics. It knows no sockets, no async runtime, no packages and
 //! no paths: the caller passes verified bytes ([`ModelFiles`]) and receives vectors.
 //!
 //! | [`Architecture`] | runtime behind one [`Embedder`] |
 //! | --- | --- |
-//! | BERT, DistilBERT, MPNet, RoBERTa, XLM-RoBERTa | [`fused`]: own kernels, every [`Precision`] |
-//! | ModernBERT | [`candle_runtime`]: candle-transformers, in f32 |
+//! | every encoder | [`fused`]: own kernels, every [`Precision`] |
 //! | static embeddings | [`static_embedding`]: lookup in a table that stays in its stored format |
 //!
 //! Invariants:
@@ -20,7 +19,7 @@
 mod amx;
 mod attention;
 mod buffer;
-mod candle_runtime;
+mod classifier;
 mod config;
 mod encoder;
 mod error;
@@ -48,7 +47,10 @@ mod tensor_names;
 #[cfg(test)]
 mod tests;
 mod threads;
+mod token_heads;
+mod token_type;
 mod tokenize;
+mod vector;
 mod weights;
 
 pub use error::EngineError;
@@ -56,13 +58,15 @@ pub use footprint::{COUNTED_BYTES, FileSizes, Footprint, WeightsFormat, footprin
 pub use output::Output;
 pub use precision::{Precision, PrecisionReport};
 pub use spec::{
-    Activation, Architecture, DenseSpec, ModelFiles, ModelSpec, Pooling, UnknownName, WeightsFile,
+    Activation, Architecture, DenseSpec, ModelFiles, ModelSpec, Pooling, TokenHeads, UnknownName,
+    WeightsFile,
 };
+pub use token_heads::max_sim;
 pub use tokenize::{TokenSpan, Tokenizer, Tokens, Truncation};
 
 use std::{io, panic, thread};
 
-use candle_runtime::{CandleEmbedder, ModernBertConfig};
+use classifier::ClassifierLayout;
 use config::EncoderConfig;
 use fused::FusedEmbedder;
 use pooling::PoolingHead;
@@ -75,10 +79,13 @@ use weights::{Header, WEIGHTS};
 /// One thread owns it. Several threads may call it concurrently; the calls share its thread pool.
 pub trait Embedder: Send + Sync {
     /// Computes `output` for each of `texts` and concatenates the results in order, row-major:
-    /// `[texts.len(), dimensions]` for vectors, `[tokens of all texts, hidden]` for token states.
+    /// `[texts.len(), dimensions]` for vectors, `[tokens of all texts, hidden]` for token states,
+    /// `[texts.len(), labels]` for the scores of a classifier, and a row for each token for the
+    /// heads of tokens.
     ///
     /// Blocks for the duration of the forward pass. Each text is a sequence of token ids, special
-    /// tokens included, with at least one id unless the model is [`Architecture::Static`].
+    /// tokens included, with at least one id unless the model is [`Architecture::Static`]. For a
+    /// classifier, it is a pair of texts as [`Tokenizer::join`] returns it.
     ///
     /// # Errors
     /// Returns an error if an id is outside the vocabulary, a text is empty or too long, the model
@@ -154,8 +161,8 @@ pub struct LoadedModel {
 }
 
 /// Returns the arithmetic that a model with the requested precision `wanted` would get on this
-/// processor. `integers` states whether its weights are stored as integers. Models that [`load`]
-/// runs in another library may differ.
+/// processor. `integers` states whether its weights are stored as integers. A model of static
+/// embeddings differs, because it has no products.
 ///
 /// Requests the AMX permission from the kernel where `wanted` may use AMX, as loading does.
 pub fn choose_arithmetic(wanted: Precision, integers: bool) -> PrecisionReport {
@@ -171,8 +178,7 @@ pub fn processor_extensions() -> Vec<&'static str> {
 ///
 /// Blocks until the weights are packed. No second copy of the weights exists during packing: each
 /// tensor is packed row by row, and its bytes are released afterwards. The table of word embeddings
-/// is read in place for the lifetime of the model, except in a ModernBERT, whose weights are
-/// decoded.
+/// is read in place for the lifetime of the model.
 ///
 /// # Errors
 /// Returns an error if a file is not readable, or contradicts `spec` or another file. The message
@@ -206,25 +212,30 @@ pub fn load_with<E: From<EngineError>>(
     let tokenizer = &tokenizer;
     match spec.architecture.runtime() {
         Runtime::Fused(family) => {
-            let config = EncoderConfig::read(&config, family, spec)?;
-            let rows = config.vocab_size;
-            let tokenizer = || Tokenizer::for_rows(tokenizer, length, rows);
+            let encoder = EncoderConfig::read(&config, family, spec)?;
+            let family = (encoder.family, encoder.embeddings.types);
+            let classifier = ClassifierLayout::read(&config, family, spec)?;
+            let (rows, has_types) = (encoder.vocab_size, spec.token_types);
+            let is_classifier = classifier.is_some();
+            let tokenizer = || match is_classifier {
+                true => Tokenizer::for_pairs(tokenizer, length, rows, has_types),
+                false => Tokenizer::for_rows(tokenizer, length, rows),
+            };
             load_both(tokenizer, weights, |weights| {
-                let tensors = tensor_names::encoder_tensors(&config);
+                let tensors = tensor_names::encoder_tensors(&encoder);
                 let header = Header::read(WEIGHTS, weights.bytes(), tensors)?;
+                let classifier = classifier.map(|layout| layout.load(&header, &*weights));
+                let head = head.with_classifier(classifier.transpose()?);
+                let states = encoder.output_size();
+                let token_heads = spec.token_heads.load(states, &header, &*weights)?;
+                let head = head.with_token_heads(token_heads);
                 let choice = precision::choose_arithmetic(options.precision, header.has_integers());
-                FusedEmbedder::new(spec, config, (weights, header), head, choice, options)
-            })
-        }
-        Runtime::ModernBert => {
-            let config = ModernBertConfig::read(&config, spec)?;
-            let rows = config.vocab_size();
-            let tokenizer = || Tokenizer::for_rows(tokenizer, length, rows);
-            load_both(tokenizer, weights, |weights| {
-                CandleEmbedder::new(spec, config, &*weights, head, options)
+                FusedEmbedder::new(spec, encoder, (weights, header), head, choice, options)
             })
         }
         Runtime::Static => {
+            classifier::refuse_labels(spec)?;
+            token_heads::refuse_token_heads(spec)?;
             let config = StaticConfig::read(&config, spec)?;
             let rows = config.vocab_size;
             let tokenizer = || Tokenizer::without_special_tokens(tokenizer, length, rows);

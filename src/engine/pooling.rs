@@ -1,22 +1,24 @@
-//! Computes the vector of a text from its token vectors: pooling, dense layers, normalization.
+//! Computes the vector of a text from its token vectors: pooling, dense layers, normalization. Or
+//! the scores of a pair of texts: pooling, and the head of a classifier.
 //!
 //! Pure arithmetic on f32 slices, the same for every encoder. The formulas are those of the modules
 //! `Pooling`, `DenseSpec` and `Normalize` of sentence-transformers:
 //! <https://github.com/UKPLab/sentence-transformers/blob/13b4da229038847bad09d663918f0a489cc00775/sentence_transformers/models/Pooling.py>
 
+use super::classifier::ClassifierHead;
 use super::tensor_names::RequiredTensor;
+use super::token_heads::TokenHeadWeights;
+use super::vector::{dot, normalize};
 use super::weights;
 use super::{Activation, DenseSpec, EngineError, ModelSpec, Output, Pooling, WeightsFile};
-
-/// Lower bound of the norm by which normalization divides; the default of
-/// `torch.nn.functional.normalize`.
-const MIN_NORM: f32 = 1e-12;
 
 /// Steps after the encoder.
 pub(super) struct PoolingHead {
     pooling: Pooling,
     dense: Vec<DenseLayer>,
     normalize: bool,
+    classifier: Option<ClassifierHead>,
+    token_heads: TokenHeadWeights,
 }
 
 impl PoolingHead {
@@ -36,15 +38,61 @@ impl PoolingHead {
         let dense = layers
             .map(|(index, (dense, file))| DenseLayer::read(index, *dense, file))
             .collect::<Result<_, _>>()?;
-        Ok(Self { pooling: spec.pooling, dense, normalize: spec.normalize })
+        Ok(Self {
+            pooling: spec.pooling,
+            dense,
+            normalize: spec.normalize,
+            classifier: None,
+            token_heads: TokenHeadWeights::default(),
+        })
+    }
+
+    /// Adds the head of a classifier, whose weights are in the file of the encoder.
+    pub(super) fn with_classifier(self, classifier: Option<ClassifierHead>) -> Self {
+        Self { classifier, ..self }
+    }
+
+    /// Adds the heads for tokens, whose weights are in the file of the encoder.
+    pub(super) fn with_token_heads(self, token_heads: TokenHeadWeights) -> Self {
+        Self { token_heads, ..self }
+    }
+
+    /// Checks that the model computes `output`.
+    ///
+    /// # Errors
+    /// Returns [`EngineError::NoScores`] for [`Output::Logits`] of a model of vectors, and
+    /// [`EngineError::NoTokenHead`] for an output of a head that the model does not have.
+    pub(super) fn check(&self, output: Output) -> Result<(), EngineError> {
+        match output {
+            Output::Logits if self.classifier.is_none() => Err(EngineError::NoScores),
+            _ => self.token_heads.check(output),
+        }
+    }
+
+    /// Returns the number of scores of a pair; 0 for a model of vectors.
+    pub(super) fn labels(&self) -> usize {
+        self.classifier.as_ref().map_or(0, ClassifierHead::labels)
+    }
+
+    /// Returns the length of the vector of a token from the multi-vector head; 0 without the head.
+    pub(super) fn token_vector_length(&self) -> usize {
+        self.token_heads.vector_length()
     }
 
     /// Computes `output` of a text from its token vectors `tokens`, `[length, hidden]` row-major.
     pub(super) fn apply(&self, tokens: &[f32], hidden: usize, output: Output) -> Vec<f32> {
-        if output == Output::TokenStates {
-            return tokens.to_vec();
+        match output {
+            Output::TokenStates => return tokens.to_vec(),
+            Output::TokenWeights => return self.token_heads.weights(tokens, hidden),
+            Output::TokenVectors => return self.token_heads.vectors(tokens, hidden),
+            Output::Vector | Output::Unnormalized | Output::Logits => {}
         }
         let mut vector = pool(self.pooling, tokens, hidden);
+        if let Some(classifier) = &self.classifier {
+            let features = classifier.features(&vector);
+            let is_score = output == Output::Logits;
+            return if is_score { classifier.logits(&features) } else { features };
+        }
         for layer in &self.dense {
             vector = layer.apply(&vector);
         }
@@ -64,12 +112,15 @@ impl PoolingHead {
         values.saturating_mul(size_of::<f32>() as u64)
     }
 
-    /// Returns the memory of the dense layers, in bytes.
+    /// Returns the memory of the dense layers and of the other heads, in bytes.
     pub(super) fn weight_bytes(&self) -> u64 {
-        self.dense
+        let dense = self
+            .dense
             .iter()
             .map(|layer| size_of_val(layer.weight.as_slice()) + size_of_val(layer.bias.as_slice()))
-            .sum::<usize>() as u64
+            .sum::<usize>() as u64;
+        let classifier = self.classifier.as_ref().map_or(0, ClassifierHead::weight_bytes);
+        dense + classifier + self.token_heads.weight_bytes()
     }
 }
 
@@ -117,54 +168,42 @@ impl DenseLayer {
     }
 }
 
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
 /// Pools `tokens`, `[length, hidden]` with at least one row, into one vector of length `hidden`.
 ///
 /// A NaN in `tokens` stays visible in the result; `f32::max` alone would hide it.
 fn pool(pooling: Pooling, tokens: &[f32], hidden: usize) -> Vec<f32> {
-    let (first, rest) = tokens.split_at(hidden.min(tokens.len()));
-    let mut pooled = first.to_vec();
-    match pooling {
-        Pooling::Cls => return pooled,
-        Pooling::Max => {
-            fold(
-                &mut pooled,
-                rest,
-                |max, value| {
-                    if max >= value || max.is_nan() { max } else { value }
-                },
-            )
-        }
-        Pooling::Mean | Pooling::MeanSqrtLen => fold(&mut pooled, rest, |sum, value| sum + value),
-    }
+    let width = hidden.min(tokens.len());
     #[expect(clippy::cast_precision_loss, reason = "a text has far fewer than 2^24 tokens")]
     let length = (tokens.len() / hidden.max(1)) as f32;
-    let divisor = match pooling {
-        Pooling::Cls | Pooling::Max => return pooled,
-        Pooling::Mean => length,
-        Pooling::MeanSqrtLen => length.sqrt(),
-    };
+    match pooling {
+        Pooling::Cls => tokens[..width].to_vec(),
+        Pooling::LastToken => tokens[tokens.len() - width..].to_vec(),
+        Pooling::Max => {
+            let larger = |max: f32, value| if max >= value || max.is_nan() { max } else { value };
+            fold(tokens, width, larger)
+        }
+        Pooling::Mean => divided_sum(tokens, width, length),
+        Pooling::MeanSqrtLen => divided_sum(tokens, width, length.sqrt()),
+    }
+}
+
+/// Returns the sum of the rows of `tokens`, `[length, width]`, divided by `divisor`.
+fn divided_sum(tokens: &[f32], width: usize, divisor: f32) -> Vec<f32> {
+    let mut pooled = fold(tokens, width, |sum, value| sum + value);
     pooled.iter_mut().for_each(|value| *value /= divisor);
     pooled
 }
 
-/// Folds each row of `rest` into `pooled`.
-fn fold(pooled: &mut [f32], rest: &[f32], with: impl Fn(f32, f32) -> f32) {
-    for token in rest.chunks_exact(pooled.len().max(1)) {
+/// Folds the rows of `tokens`, `[length, width]`, into the first one.
+fn fold(tokens: &[f32], width: usize, with: impl Fn(f32, f32) -> f32) -> Vec<f32> {
+    let (first, rest) = tokens.split_at(width);
+    let mut pooled = first.to_vec();
+    for token in rest.chunks_exact(width.max(1)) {
         for (value, other) in pooled.iter_mut().zip(token) {
             *value = with(*value, *other);
         }
     }
-}
-
-/// Scales `vector` to length 1. Like `torch.nn.functional.normalize`, leaves a zero vector
-/// unchanged.
-fn normalize(vector: &mut [f32]) {
-    let norm = dot(vector, vector).sqrt().max(MIN_NORM);
-    vector.iter_mut().for_each(|value| *value /= norm);
+    pooled
 }
 
 #[cfg(test)]
@@ -185,6 +224,7 @@ mod tests {
             (Pooling::Cls, [1.0, -2.0]),
             (Pooling::Max, [7.0, -2.0]),
             (Pooling::MeanSqrtLen, [8.0, -10.0]),
+            (Pooling::LastToken, [7.0, -5.0]),
         ];
         for (pooling, expected) in cases {
             assert_eq!(pool(pooling, &tokens, 2), expected, "{pooling}");
@@ -272,17 +312,9 @@ mod tests {
             let most = tokens.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             prop_assert_eq!(pool(Pooling::Max, &tokens, 1), [most]);
             prop_assert_eq!(pool(Pooling::Cls, &tokens, 1), [tokens[0]]);
+            prop_assert_eq!(pool(Pooling::LastToken, &tokens, 1), [tokens[tokens.len() - 1]]);
             let mean = pool(Pooling::Mean, &tokens, 1)[0];
             prop_assert!(least - 1e-2 <= mean && mean <= most + 1e-2);
-        }
-
-        #[test]
-        fn normalized_vector_has_length_one(
-            mut vector in prop::collection::vec(-1e3_f32..1e3, 1..40),
-        ) {
-            prop_assume!(vector.iter().any(|value| value.abs() > 1e-3));
-            normalize(&mut vector);
-            prop_assert!((dot(&vector, &vector).sqrt() - 1.0).abs() < 1e-5);
         }
     }
 }

@@ -69,7 +69,7 @@ pub struct PrecisionReport {
     pub precision: Precision,
     /// Instructions that compute the products: `amx-bf16`, `avx512-bf16`, `avx512-vnni`, `avx512`,
     /// `avx-vnni`, `avx2` or `sse4.2`; `neon-bf16`, `neon-i8mm`, `neon-dotprod` or `neon`;
-    /// `scalar`; `candle` if that library chooses them; `none` if the model has no products.
+    /// `scalar`; `none` if the model has no products.
     pub isa: &'static str,
     /// Reason for this precision, in words for an operator.
     pub reason: String,

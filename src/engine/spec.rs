@@ -9,14 +9,30 @@ use std::str::FromStr;
 /// Kind of model, spelled as `model_type` in a transformers `config.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Architecture {
-    /// BERT and the models with its tensors (MiniLM, E5, BGE, GTE).
+    /// BERT and the models with its tensors (MiniLM, E5, BGE, GTE), and version 2 of jina-bert.
     Bert,
+    /// CamemBERT: RoBERTa under its own name.
+    Camembert,
+    /// Versions 2 and 3 of DeBERTa.
+    DebertaV2,
     /// DistilBERT.
     DistilBert,
+    /// EmbeddingGemma 2, for texts.
+    EmbeddingGemma2,
+    /// EuroBERT.
+    EuroBert,
+    /// Gemma 3 for texts (EmbeddingGemma).
+    Gemma3Text,
+    /// GTE with rotary positions.
+    Gte,
     /// ModernBERT.
     ModernBert,
     /// MPNet: BERT with a relative position bias.
     Mpnet,
+    /// nomic-bert.
+    NomicBert,
+    /// Qwen3.
+    Qwen3,
     /// RoBERTa.
     Roberta,
     /// A table of token vectors without layers (model2vec, `StaticEmbedding`). The name is Caxton's
@@ -26,12 +42,23 @@ pub enum Architecture {
     XlmRoberta,
 }
 
-/// An [`Architecture`] that differs from the encoder of BERT only in names, positions and biases.
+/// Encoders with the same tensor names and the same fields in `config.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Family {
     Bert,
+    DebertaV2,
     DistilBert,
+    EmbeddingGemma2,
+    EuroBert,
+    Gemma3,
+    Gte,
+    /// Version 2 of jina-bert. Its architecture is [`Architecture::Bert`], as in its `config.json`.
+    JinaBert,
+    ModernBert,
     Mpnet,
+    NomicBert,
+    Qwen3,
+    /// RoBERTa and CamemBERT.
     Roberta,
     XlmRoberta,
 }
@@ -41,47 +68,80 @@ pub(super) enum Family {
 pub(super) enum Runtime {
     /// The fused encoder.
     Fused(Family),
-    /// candle-transformers' ModernBERT.
-    ModernBert,
     /// Lookup in the table of [`static_embedding`](super::static_embedding).
     Static,
 }
 
 impl Architecture {
     /// All architectures, in the order in which messages list them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 15] = [
         Self::Bert,
+        Self::Camembert,
+        Self::DebertaV2,
         Self::DistilBert,
+        Self::EmbeddingGemma2,
+        Self::EuroBert,
+        Self::Gemma3Text,
+        Self::Gte,
         Self::ModernBert,
         Self::Mpnet,
+        Self::NomicBert,
+        Self::Qwen3,
         Self::Roberta,
         Self::Static,
         Self::XlmRoberta,
     ];
 
-    /// Returns the name that configurations and manifests use.
+    /// Returns the name that manifests use.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Bert => "bert",
+            Self::Camembert => "camembert",
+            Self::DebertaV2 => "deberta-v2",
             Self::DistilBert => "distilbert",
+            Self::EmbeddingGemma2 => "embedding_gemma2",
+            Self::EuroBert => "eurobert",
+            Self::Gemma3Text => "gemma3_text",
+            Self::Gte => "gte",
             Self::ModernBert => "modernbert",
             Self::Mpnet => "mpnet",
+            Self::NomicBert => "nomic_bert",
+            Self::Qwen3 => "qwen3",
             Self::Roberta => "roberta",
             Self::Static => "static",
             Self::XlmRoberta => "xlm-roberta",
         }
     }
 
-    pub(super) const fn runtime(self) -> Runtime {
+    /// Returns the second `model_type` of the architecture in `config.json`, beside
+    /// [`Architecture::name`].
+    pub(super) const fn second_model_type(self) -> Option<&'static str> {
         match self {
-            Self::Bert => Runtime::Fused(Family::Bert),
-            Self::DistilBert => Runtime::Fused(Family::DistilBert),
-            Self::ModernBert => Runtime::ModernBert,
-            Self::Mpnet => Runtime::Fused(Family::Mpnet),
-            Self::Roberta => Runtime::Fused(Family::Roberta),
-            Self::Static => Runtime::Static,
-            Self::XlmRoberta => Runtime::Fused(Family::XlmRoberta),
+            // The text part of a model of several media.
+            Self::EmbeddingGemma2 => Some("embedding_gemma2_text"),
+            // The name in the custom code that the published models have.
+            Self::Gte => Some("new"),
+            _ => None,
         }
+    }
+
+    pub(super) const fn runtime(self) -> Runtime {
+        Runtime::Fused(match self {
+            Self::Bert => Family::Bert,
+            Self::Camembert | Self::Roberta => Family::Roberta,
+            Self::DebertaV2 => Family::DebertaV2,
+            Self::DistilBert => Family::DistilBert,
+            Self::EmbeddingGemma2 => Family::EmbeddingGemma2,
+            Self::EuroBert => Family::EuroBert,
+            Self::Gemma3Text => Family::Gemma3,
+            Self::Gte => Family::Gte,
+            Self::ModernBert => Family::ModernBert,
+            Self::Mpnet => Family::Mpnet,
+            Self::NomicBert => Family::NomicBert,
+            Self::Qwen3 => Family::Qwen3,
+            Self::Static => return Runtime::Static,
+            Self::XlmRoberta => Family::XlmRoberta,
+        })
     }
 }
 
@@ -96,11 +156,14 @@ pub enum Pooling {
     Max,
     /// Sum of all tokens, divided by the square root of their number.
     MeanSqrtLen,
+    /// Last token, which in a model with causal attention is the only one that sees all others.
+    LastToken,
 }
 
 impl Pooling {
     /// All poolings, in the order in which messages list them.
-    pub const ALL: [Self; 4] = [Self::Mean, Self::Cls, Self::Max, Self::MeanSqrtLen];
+    pub const ALL: [Self; 5] =
+        [Self::Mean, Self::Cls, Self::Max, Self::MeanSqrtLen, Self::LastToken];
 
     /// Returns the name that manifests use.
     pub const fn name(self) -> &'static str {
@@ -109,6 +172,7 @@ impl Pooling {
             Self::Cls => "cls",
             Self::Max => "max",
             Self::MeanSqrtLen => "mean_sqrt_len",
+            Self::LastToken => "lasttoken",
         }
     }
 }
@@ -203,6 +267,24 @@ pub struct ModelSpec {
     pub dense: Vec<DenseSpec>,
     /// Whether the final vector is scaled to length 1.
     pub normalize: bool,
+    /// Number of scores of a classifier that reads pairs of texts; `None` for a model of vectors.
+    /// The vector of a classifier is the input of its last layer.
+    pub labels: Option<usize>,
+    /// Whether the second text of a pair has token type 1, for a classifier whose encoder has two
+    /// types.
+    pub token_types: bool,
+    /// Heads for tokens, beside the vector of the text.
+    pub token_heads: TokenHeads,
+}
+
+/// Heads that compute an output for each token, beside the vector of the text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TokenHeads {
+    /// Whether the model has a sparse head, which gives each token a weight.
+    pub sparse: bool,
+    /// Length of the vectors of the multi-vector head, which gives each token a vector; `None` if
+    /// the model does not have it.
+    pub multi_vector: Option<usize>,
 }
 
 /// Bytes of a weights file, in memory or in a mapped file.
@@ -251,6 +333,7 @@ pub struct ModelFiles<W = Box<dyn WeightsFile>> {
     /// `tokenizer.json` of Hugging Face tokenizers.
     pub tokenizer: Vec<u8>,
     /// `model.safetensors`: f32, f16, bf16, or int8 with a `.scale` tensor for each int8 tensor.
+    /// The table of words of an encoder may have 4 bits, with a `.scale` tensor.
     /// The file is kept for the lifetime of the model if the table of word embeddings is read in
     /// place.
     pub weights: W,
@@ -274,6 +357,7 @@ mod tests {
             assert_eq!(value.name().parse(), Ok(value));
         }
         let error = "avg".parse::<Pooling>().unwrap_err().to_string();
-        assert_eq!(error, "unknown pooling \"avg\"; known: mean, cls, max, mean_sqrt_len");
+        let known = "mean, cls, max, mean_sqrt_len, lasttoken";
+        assert_eq!(error, format!("unknown pooling \"avg\"; known: {known}"));
     }
 }

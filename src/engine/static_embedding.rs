@@ -87,7 +87,12 @@ impl StaticEmbedder {
             table: MappedTable::new(file, place),
             hidden_size,
             head,
-            limits: InputLimits { vocabulary: vocab_size, min: 0, max: spec.max_sequence_length },
+            limits: InputLimits {
+                vocabulary: vocab_size,
+                has_types: false,
+                min: 0,
+                max: spec.max_sequence_length,
+            },
             dimensions: spec.dimensions,
             report: PrecisionReport {
                 precision: Precision::F32,
@@ -125,6 +130,7 @@ impl Embedder for StaticEmbedder {
         if output == Output::TokenStates {
             return Err(EngineError::NoTokenStates);
         }
+        self.head.check(output)?;
         self.limits.check(texts)?;
         let (mut row, mut mean) = (vec![0.0; self.hidden_size], vec![0.0; self.hidden_size]);
         let vectors = texts.iter().flat_map(|text| self.vector(text, output, &mut row, &mut mean));

@@ -113,7 +113,7 @@ pub enum ModelError {
         retry_after: Duration,
     },
     /// The model is loading, and this takes longer than requests wait for it.
-    #[error("the model \"{name}\" has been loading for {} ms{}", milliseconds(*elapsed), match expected {
+    #[error("the model \"{name}\" has been loading for {} ms{}; retry, because the load continues", milliseconds(*elapsed), match expected {
         Some(expected) => format!("; a load takes about {} ms", milliseconds(*expected)),
         None => String::new(),
     })]
@@ -126,7 +126,10 @@ pub enum ModelError {
         expected: Option<Duration>,
     },
     /// The model is pinned and cannot be unloaded.
-    #[error("the model \"{0}\" is pinned and stays in memory")]
+    #[error(
+        "the model \"{0}\" is pinned and stays in memory; unpin it first with `caxton memory load \
+         {0} --unpin`, or by a load with \"pinned\": false"
+    )]
     Pinned(String),
     /// Models did not finish their requests in the time that a caller waits. They are unloaded when
     /// the requests have ended.

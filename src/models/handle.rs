@@ -22,13 +22,13 @@ use crate::models::catalog::fallback::{self, Fallback, FallbackFor, FallbackLog}
 use crate::models::catalog::{Catalog, CatalogSource};
 use crate::models::error::ModelError;
 use crate::models::residency::manager::{Command, Manager, ManagerParts};
-use crate::models::residency::model_state::Reservation;
+use crate::models::residency::model_state::{LeaseRequest, Reservation};
 use crate::models::residency::retention::KeepAliveRequest;
 use crate::models::serving::table::ServingTable;
 use crate::models::usage::Usage;
 use crate::models::{
-    FlushResult, FlushScope, Lease, LivenessProbe, MemoryView, Overview, REQUEST_TIMEOUT,
-    ReleasedLease, Residency,
+    FlushResult, FlushScope, Lease, LivenessProbe, MemoryView, Overview, Priority, REQUEST_TIMEOUT,
+    ReleasedLease, Residency, Urgency,
 };
 use crate::package::{EntryKey, Manifest, Store, StoreEntry};
 use crate::telemetry::events::{Event, Events};
@@ -108,7 +108,8 @@ impl ManagerHandle {
     }
 
     /// Acquires a lease on `name` (`id`, `id@version`, `id@revision` or an alias), or on the
-    /// default model; loads the model first if need be. Cancelling stops the wait, not the load.
+    /// default model; loads the model first if need be, after the models that interactive requests
+    /// wait for. Cancelling stops the wait, not the load.
     ///
     /// # Errors
     /// When there is no such model, it does not fit into memory, or it cannot be loaded.
@@ -116,7 +117,22 @@ impl ManagerHandle {
         let name = name.map_or_else(|| self.default_model(), str::to_owned);
         match self.lease_resident(&name) {
             Some(lease) => Ok(lease),
-            None => self.request_lease(name).await,
+            None => self.request_lease(name, Priority::Bulk).await,
+        }
+    }
+
+    /// Acquires a lease on `name` as [`lease`](Self::lease) does, and waits until `deadline` at the
+    /// latest. A resident model is leased after the deadline, too.
+    ///
+    /// # Errors
+    /// Those of [`lease`](Self::lease), and when the model is still loading at the deadline.
+    pub async fn load(&self, name: &str, deadline: Instant) -> Result<Lease, ModelError> {
+        match self.lease_resident(name) {
+            Some(lease) => Ok(lease),
+            None => {
+                let patience = deadline.saturating_duration_since(Instant::now());
+                self.lease_within(name, Priority::Bulk, patience).await
+            }
         }
     }
 
@@ -131,11 +147,12 @@ impl ManagerHandle {
         Some(lease)
     }
 
-    async fn request_lease(&self, name: String) -> Result<Lease, ModelError> {
-        self.send_command(|reply| Command::Lease { name, reply }).await?
+    async fn request_lease(&self, name: String, priority: Priority) -> Result<Lease, ModelError> {
+        let command = |reply| Command::Lease(LeaseRequest { name, priority, reply });
+        self.send_command(command).await?
     }
 
-    /// Acquires a lease on `wanted` by `deadline`, and waits no longer than [`LOAD_TIMEOUT`] while
+    /// Acquires a lease on `wanted` by the deadline, and waits no longer than [`LOAD_TIMEOUT`] while
     /// the model is loading. If the model cannot answer, the lease is on a fallback for which
     /// `is_allowed` returns true; [`Lease::fallback_for`] then describes the fallback. `named`
     /// means that the client itself named the model: in this case a model that is not installed is
@@ -149,9 +166,9 @@ impl ManagerHandle {
         named: bool,
         fallback: Fallback,
         is_allowed: impl Fn(&StoreEntry) -> bool,
-        deadline: Instant,
+        urgency: Urgency,
     ) -> Result<Lease, ModelError> {
-        let error = match self.lease_by(wanted, deadline).await {
+        let error = match self.lease_by(wanted, urgency).await {
             Ok(lease) => {
                 self.fallback_log.record_recovery(wanted);
                 return Ok(lease);
@@ -162,14 +179,14 @@ impl ManagerHandle {
         let candidates = fallback::candidates(&self.catalog(), wanted, fallback, is_allowed);
         for candidate in candidates {
             // The deadline has passed: do not load a fallback that no client waits for.
-            if Instant::now() >= deadline {
+            if Instant::now() >= urgency.deadline {
                 break;
             }
             // Ask by revision: another content of the same version may have another embedding
             // space.
             let (id, _version, revision) = candidate.parts();
             let name = candidate.name();
-            match self.lease_by(&format!("{id}@{revision}"), deadline).await {
+            match self.lease_by(&format!("{id}@{revision}"), urgency).await {
                 Ok(lease) if lease.key != candidate => {
                     tracing::debug!(model = %candidate, "fallback skipped: its revision is the name of a version");
                 }
@@ -232,7 +249,7 @@ impl ManagerHandle {
         format!("{total:?} {limits:?} {:?} {:?}", settings.memory, settings.models)
     }
 
-    /// Acquires a lease on the same model as one that was given back, by `deadline`; loads the
+    /// Acquires a lease on the same model as one that was given back, by the deadline; loads the
     /// model first if need be.
     ///
     /// # Errors
@@ -241,11 +258,11 @@ impl ManagerHandle {
     pub async fn renew(
         &self,
         absent: &ReleasedLease,
-        deadline: Instant,
+        urgency: Urgency,
     ) -> Result<Lease, ModelError> {
         let ReleasedLease { name, key, info, fallback_for } = absent.clone();
         let own_name = format!("{}@{}", info.manifest.id, info.revision);
-        let lease = self.lease_by(&own_name, deadline).await.map_err(|error| match error {
+        let lease = self.lease_by(&own_name, urgency).await.map_err(|error| match error {
             // The model was removed meanwhile. The error of the name would list all models, also
             // those that the client must not see.
             ModelError::Unknown { .. } => ModelError::Ended(name.clone()),
@@ -258,7 +275,8 @@ impl ManagerHandle {
         Ok(Lease { name, info, fallback_for, ..lease })
     }
 
-    async fn lease_by(&self, name: &str, deadline: Instant) -> Result<Lease, ModelError> {
+    async fn lease_by(&self, name: &str, urgency: Urgency) -> Result<Lease, ModelError> {
+        let Urgency { priority, deadline } = urgency;
         let patience = deadline.saturating_duration_since(Instant::now()).min(LOAD_TIMEOUT);
         // After the deadline even a resident model is a timeout: the client no longer waits.
         if !patience.is_zero()
@@ -266,7 +284,18 @@ impl ManagerHandle {
         {
             return Ok(lease);
         }
-        match tokio::time::timeout(patience, self.request_lease(name.to_owned())).await {
+        self.lease_within(name, priority, patience).await
+    }
+
+    /// Requests a lease on `name` from the manager, and waits no longer than `patience`.
+    async fn lease_within(
+        &self,
+        name: &str,
+        priority: Priority,
+        patience: Duration,
+    ) -> Result<Lease, ModelError> {
+        let request = self.request_lease(name.to_owned(), priority);
+        match tokio::time::timeout(patience, request).await {
             Ok(answer) => answer,
             Err(_elapsed) => {
                 let name = name.to_owned();
@@ -511,10 +540,11 @@ mod tests {
         Ok(load::embed_plain(&model, &manifest.self_test.text)?)
     }
 
-    fn install(store: &Store) {
+    fn install(store: &Store, id: &str) {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(MODEL);
         let mut package = Vec::new();
-        let request = PackRequest { source, ..PackRequest::default() };
+        let id = Some(id.parse().unwrap());
+        let request = PackRequest { source, id, ..PackRequest::default() };
         pack(&request, &computed, &|_, _| {}, &mut package).unwrap();
         let size = Bytes::mib(64);
         let quota = Quota { max_size: size, max_models: 9, cleanup: CleanupRule::Manual };
@@ -548,7 +578,7 @@ mod tests {
         fn under(level: PressureLevel) -> Self {
             let place = tempfile::tempdir().unwrap();
             let store = Arc::new(Store::volatile(place.path()).unwrap());
-            install(&store);
+            install(&store, MODEL);
             let (change_settings, settings) = watch::channel(Arc::new(settings()));
             let parts = ManagerParts {
                 store,
@@ -600,7 +630,8 @@ mod tests {
         let key = handle.store().entries()[0].key.clone();
         handle.store().remove(&key).unwrap();
         let deadline = Instant::now() + Duration::from_secs(60);
-        let ended = manager.run(handle.renew(&released, deadline)).await.unwrap_err();
+        let urgency = Urgency { priority: Priority::Interactive, deadline };
+        let ended = manager.run(handle.renew(&released, urgency)).await.unwrap_err();
         assert!(matches!(ended, ModelError::Ended(_)), "{ended}");
     }
 
@@ -680,6 +711,24 @@ mod tests {
         assert_eq!(key.id(), MODEL);
         let states = manager.run(handle.residency()).await.unwrap();
         assert_eq!(states[&key], Residency::Unloaded);
+    }
+
+    #[tokio::test]
+    async fn load_waits_until_its_deadline_and_continues() {
+        let mut manager = TestManager::new();
+        let handle = manager.handle.clone();
+        let late = manager.run(handle.load(MODEL, Instant::now())).await.unwrap_err();
+        assert!(matches!(late, ModelError::Loading { .. }), "{late}");
+        let loaded = async {
+            let key = handle.store().entries()[0].key.clone();
+            let is_loaded = |states: BTreeMap<EntryKey, Residency>| {
+                matches!(states.get(&key), Some(Residency::Resident { .. }))
+            };
+            while !is_loaded(handle.residency().await.unwrap()) {}
+        };
+        manager.run(loaded).await;
+        // A resident model needs no time.
+        assert!(handle.load(MODEL, Instant::now()).await.is_ok());
     }
 
     #[tokio::test]
@@ -789,6 +838,60 @@ mod tests {
             }
         };
         manager.run(minutes).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn expected_models_are_preloaded_only_if_enabled() {
+        let mut manager = TestManager::new();
+        let handle = manager.handle.clone();
+        record_weekly_use(&handle);
+        // The default model would be loaded in any case.
+        let mut changed = settings();
+        changed.memory.embedding_model = "other".to_owned();
+        changed.memory.preload_expected = false;
+        manager.settings.send(Arc::new(changed.clone())).unwrap();
+        let minutes = async {
+            for _minute in 0..10 {
+                tokio::time::advance(Duration::from_secs(60)).await;
+                let states = handle.residency().await.unwrap();
+                assert!(states.is_empty(), "{states:?}");
+            }
+        };
+        manager.run(minutes).await;
+        changed.memory.preload_expected = true;
+        manager.settings.send(Arc::new(changed)).unwrap();
+        let loading = async { while handle.residency().await.unwrap().is_empty() {} };
+        manager.run(loading).await;
+    }
+
+    /// Checks the order of two loads that wait for the same place in memory.
+    #[tokio::test]
+    async fn interactive_load_starts_before_earlier_bulk_load() {
+        let mut manager = TestManager::new();
+        let handle = manager.handle.clone();
+        install(handle.store(), "bulk");
+        install(handle.store(), "interactive");
+        let mut one = settings();
+        one.memory.max_loaded_models = 1;
+        manager.settings.send(Arc::new(one)).unwrap();
+        let held = manager.load().await;
+        // The model may be evicted for another one from then on.
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(60)).await;
+        tokio::time::resume();
+        let lease = |name: &str, priority| handle.request_lease(name.to_owned(), priority);
+        let drained = async {
+            let key = held.key.clone();
+            while handle.residency().await.unwrap()[&key] != Residency::Draining {}
+            drop(held);
+        };
+        let (bulk, interactive) =
+            (lease("bulk", Priority::Bulk), lease("interactive", Priority::Interactive));
+        let all = async { tokio::join!(bulk, interactive, drained) };
+        let (bulk, interactive, ()) = manager.run(all).await;
+        assert_eq!(interactive.unwrap().key.id(), "interactive");
+        let refused = bulk.unwrap_err();
+        assert!(matches!(refused, ModelError::MemoryLimit { .. }), "{refused}");
     }
 
     #[tokio::test]

@@ -37,7 +37,7 @@ pub use residency::retention::{KeepAlive, KeepAliveRequest, ModelUser};
 pub use serving::lease::{Lease, ReleasedLease};
 pub use serving::liveness::{LivenessProbe, WorkerStall};
 pub use serving::queue::MAX_RETRY_AFTER;
-pub use serving::ticket::{Flow, JobOutput, Owner, Priority, Ticket};
+pub use serving::ticket::{Flow, JobOutput, Owner, Priority, Ticket, Urgency};
 pub use serving::worker::WorkerError;
 
 /// Longest duration of a request, including the load of the model.

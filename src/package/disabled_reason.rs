@@ -13,6 +13,8 @@ pub enum DisabledReason {
     NotCovered(Signer),
     /// A bundled package with other content has the same id.
     Reserved,
+    /// Keys are configured, the entry has no signature, and the settings disable such entries.
+    Unsigned,
 }
 
 impl fmt::Display for DisabledReason {
@@ -33,6 +35,11 @@ impl fmt::Display for DisabledReason {
             Self::Reserved => f.write_str(
                 "its id is that of a bundled package, and only that package may have it; \
                  remove the model with `caxton model remove`",
+            ),
+            Self::Unsigned => f.write_str(
+                "it was installed without a signature, and packages.disable_unsigned is true; \
+                 install its package with a signature, or remove the model with `caxton model \
+                 remove`",
             ),
         }
     }

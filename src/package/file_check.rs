@@ -8,7 +8,7 @@ use super::manifest::Member;
 pub enum FileStatus {
     /// The size and the digest are those of the manifest.
     Valid,
-    /// The size or the digest differs.
+    /// The size or the digest differs, or it is another kind of file.
     Invalid,
     /// The file does not exist.
     Missing,
@@ -79,6 +79,11 @@ impl FileCheck {
             status: FileStatus::Missing,
             fault: Some(format!("{}: the file is missing", expected.path)),
         }
+    }
+
+    /// Returns the result for something else than a regular file, which `reason` describes.
+    pub(super) fn other_kind(expected: &Member, reason: &str) -> Self {
+        Self { status: FileStatus::Invalid, ..Self::unreadable(expected, reason) }
     }
 
     /// Returns the result for a file that cannot be read because of `reason`.

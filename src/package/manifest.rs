@@ -45,6 +45,8 @@ const MAX_DENSE_LAYERS: usize = 8;
 /// Maximum number of lengths in `matryoshka_dimensions`.
 const MAX_MATRYOSHKA_DIMENSIONS: usize = 64;
 const MAX_PROMPTS: usize = 64;
+/// Maximum number of tokens without a weight in sparse vectors.
+const MAX_IGNORED_TOKENS: usize = 64;
 /// Number of characters that are kept of a parser's message. The message quotes the manifest, which
 /// can contain any text.
 const MAX_QUOTED: usize = 300;
@@ -170,6 +172,10 @@ pub enum Precision {
     F16,
     /// 8-bit integers, with an f32 scale for each row and block of columns.
     Int8,
+    /// 8-bit integers, and 4-bit integers in the table of words, with an f16 scale for each row and
+    /// 32 columns.
+    #[serde(rename = "int4-table")]
+    Int4Table,
 }
 
 impl Precision {
@@ -179,6 +185,7 @@ impl Precision {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Int8 => "int8",
+            Self::Int4Table => "int4-table",
         }
     }
 }
@@ -197,6 +204,56 @@ pub struct DenseLayer {
     pub activation: String,
 }
 
+/// Head of a model that reads a pair of texts and computes a score for it, instead of a vector of
+/// each text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Classifier {
+    /// Number of scores of a pair; always 1.
+    pub labels: usize,
+    /// Function that makes the score of the output of the last layer: `sigmoid` or `identity`.
+    pub activation: ScoreActivation,
+    /// Whether the second text of a pair has token type 1. Otherwise all tokens have type 0.
+    pub token_types: bool,
+}
+
+/// Function that makes the score of a pair of the output of the last layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScoreActivation {
+    /// No change.
+    Identity,
+    /// `1 / (1 + e⁻ˣ)`, from 0 to 1.
+    Sigmoid,
+}
+
+impl ScoreActivation {
+    /// Returns the score for the output `logit` of the last layer.
+    pub fn apply(self, logit: f32) -> f32 {
+        match self {
+            Self::Identity => logit,
+            Self::Sigmoid => 1.0 / (1.0 + (-logit).exp()),
+        }
+    }
+}
+
+/// Head that gives each token of a text a weight, which is the weight of its word in a sparse
+/// vector.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SparseHead {
+    /// Ids of the tokens that have no weight, such as the special ones around a text.
+    pub ignored_tokens: Vec<u32>,
+}
+
+/// Head that gives each token of a text a vector of length 1.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MultiVectorHead {
+    /// Length of the vectors.
+    pub dimensions: usize,
+}
+
 /// One file of a package.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -209,7 +266,8 @@ pub struct Member {
     pub sha256: Digest,
 }
 
-/// Text and the vector that the packed model computed for it.
+/// Text and the vector that the packed model computed for it. A reranker reads the pair of the text
+/// with itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SelfTest {
@@ -241,13 +299,23 @@ pub struct Manifest {
     pub max_sequence_length: usize,
     /// Storage format of the weights.
     pub precision: Precision,
-    /// Pooling: `mean`, `cls`, `max` or `mean_sqrt_len`.
+    /// Pooling: `mean`, `cls`, `max`, `mean_sqrt_len` or `lasttoken`.
     pub pooling: String,
     /// Dense layers after pooling, in order. Layer `i` is the member `dense.i.safetensors`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dense: Vec<DenseLayer>,
     /// Whether vectors are scaled to length 1.
     pub normalize: bool,
+    /// Head of a reranker; absent for a model of vectors. The vector of a reranker is the input of
+    /// its last layer, and only the self-test uses it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classifier: Option<Classifier>,
+    /// Head for sparse vectors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sparse: Option<SparseHead>,
+    /// Head for a vector of each token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multi_vector: Option<MultiVectorHead>,
     /// Prompts by name. A prompt is a text that is put before an input.
     #[serde(
         default,
@@ -363,7 +431,7 @@ impl Manifest {
     pub fn space(&self) -> EmbeddingSpace {
         let files: Vec<_> =
             self.files.iter().map(|file| (file.path.as_str(), file.sha256)).collect();
-        let identity = serde_json::json!({
+        let mut identity = serde_json::json!({
             "architecture": self.architecture,
             "default_prompt": self.default_prompt,
             "dense": self.dense,
@@ -374,7 +442,27 @@ impl Manifest {
             "pooling": self.pooling,
             "prompts": self.prompts,
         });
+        if let Some(classifier) = &self.classifier {
+            identity["classifier"] = serde_json::json!(classifier);
+        }
         EmbeddingSpace(Digest::of(identity.to_string().as_bytes()))
+    }
+
+    /// Returns whether the model scores pairs of texts, and computes no vectors for clients.
+    pub fn is_reranker(&self) -> bool {
+        self.classifier.is_some()
+    }
+
+    /// Returns the name of the task of the model: `embedding` or `rerank`.
+    pub fn task(&self) -> &'static str {
+        if self.is_reranker() { "rerank" } else { "embedding" }
+    }
+
+    /// Returns the names of the heads for tokens: `sparse` and `multi-vector`.
+    pub fn token_heads(&self) -> Vec<String> {
+        let heads =
+            [("sparse", self.sparse.is_some()), ("multi-vector", self.multi_vector.is_some())];
+        heads.iter().filter(|(_, has_it)| *has_it).map(|(name, _)| (*name).to_owned()).collect()
     }
 
     fn check(&self) -> Result<(), ManifestError> {
@@ -396,6 +484,8 @@ impl Manifest {
         self.check_texts()?;
         self.check_dense()?;
         self.check_matryoshka()?;
+        self.check_classifier()?;
+        self.check_token_heads()?;
         self.check_files()?;
         let vector = &self.self_test.vector;
         if vector.len() != self.dimensions || !vector.iter().all(|value| value.is_finite()) {
@@ -410,8 +500,7 @@ impl Manifest {
 
     fn check_texts(&self) -> Result<(), ManifestError> {
         let languages = self.languages.iter().map(|text| ("languages", text));
-        let prompts =
-            self.prompts.iter().flat_map(|(name, text)| [("prompts", name), ("prompts", text)]);
+        let prompts = self.prompts.keys().map(|name| ("prompts", name));
         let others = [
             ("architecture", Some(&self.architecture)),
             ("pooling", Some(&self.pooling)),
@@ -428,6 +517,16 @@ impl Manifest {
             if text.len() > MAX_TEXT_LENGTH || text.chars().any(char::is_control) {
                 return Err(ManifestError(format!(
                     "{key}: expected at most {MAX_TEXT_LENGTH} bytes without control characters"
+                )));
+            }
+        }
+        for text in self.prompts.values() {
+            // The instructions of some models are a line before the text.
+            let is_allowed = |c: char| c == '\n' || !c.is_control();
+            if text.len() > MAX_TEXT_LENGTH || !text.chars().all(is_allowed) {
+                return Err(ManifestError(format!(
+                    "prompts: expected at most {MAX_TEXT_LENGTH} bytes without control characters \
+                     except line feeds"
                 )));
             }
         }
@@ -459,6 +558,45 @@ impl Manifest {
                 "dense: the last layer has {} dimensions, but the model has {}",
                 last.out_features, self.dimensions
             ))),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_classifier(&self) -> Result<(), ManifestError> {
+        let Some(Classifier { labels, .. }) = self.classifier else { return Ok(()) };
+        if labels != 1 {
+            return Err(ManifestError(format!("classifier.labels: expected 1, found {labels}")));
+        }
+        let of_vectors = [
+            ("dense", !self.dense.is_empty()),
+            ("matryoshka_dimensions", !self.matryoshka_dimensions.is_empty()),
+            ("normalize", self.normalize),
+            ("default_prompt", self.default_prompt.is_some()),
+            ("sparse", self.sparse.is_some()),
+            ("multi_vector", self.multi_vector.is_some()),
+        ];
+        match of_vectors.into_iter().find(|(_, is_set)| *is_set) {
+            Some((key, _)) => {
+                Err(ManifestError(format!("{key}: a model with a classifier cannot have it")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn check_token_heads(&self) -> Result<(), ManifestError> {
+        if let Some(SparseHead { ignored_tokens }) = &self.sparse
+            && ignored_tokens.len() > MAX_IGNORED_TOKENS
+        {
+            return Err(ManifestError(format!(
+                "sparse.ignored_tokens: expected at most {MAX_IGNORED_TOKENS} ids"
+            )));
+        }
+        match self.multi_vector {
+            Some(MultiVectorHead { dimensions }) if !(1..=MAX_DIMENSIONS).contains(&dimensions) => {
+                Err(ManifestError(format!(
+                    "multi_vector.dimensions: expected 1 to {MAX_DIMENSIONS}, found {dimensions}"
+                )))
+            }
             _ => Ok(()),
         }
     }
@@ -543,9 +681,38 @@ mod tests {
     }
 
     #[test]
+    fn precision_has_its_name_in_json() {
+        for precision in [Precision::F32, Precision::F16, Precision::Int8, Precision::Int4Table] {
+            assert_eq!(json!(precision), json!(precision.name()));
+        }
+    }
+
+    #[test]
+    fn token_heads_are_named() {
+        assert!(good().token_heads().is_empty());
+        let both = parse_changed(|m| {
+            m["sparse"] = json!({ "ignored_tokens": [0, 2] });
+            m["multi_vector"] = json!({ "dimensions": 3 });
+        });
+        let both = both.unwrap();
+        assert_eq!(both.token_heads(), ["sparse", "multi-vector"]);
+        assert_eq!(Manifest::parse(&both.to_json().unwrap()).unwrap(), both);
+        let unknown = parse_changed(|m| m["sparse"] = json!({ "ignored_tokens": [], "x": 1 }));
+        assert!(unknown.unwrap_err().contains("unknown field `x`"));
+    }
+
+    #[test]
     fn violated_rule_is_named() {
         type Change = fn(&mut Value);
-        let cases: [(Change, &str); 23] = [
+        let cases: [(Change, &str); 27] = [
+            (
+                |m| m["sparse"] = json!({ "ignored_tokens": vec![0; 65] }),
+                "sparse.ignored_tokens: expected at most 64 ids",
+            ),
+            (
+                |m| m["multi_vector"] = json!({ "dimensions": 0 }),
+                "multi_vector.dimensions: expected 1 to 65536, found 0",
+            ),
             (|m| m["format"] = json!(2), "format 2 is not supported"),
             (|m| m["surprise"] = json!(1), "unknown field `surprise`"),
             (|m| m["files"][0]["mode"] = json!(1), "unknown field `mode`"),
@@ -568,6 +735,8 @@ mod tests {
             (|m| m["self_test"]["vector"] = json!([1.0]), "self_test.vector: expected 2"),
             (|m| m["self_test"]["vector"] = json!([1e300, 0]), "self_test.vector: expected 2"),
             (|m| m["license"] = json!("MIT\nforged"), "license: expected at most"),
+            (|m| m["prompts"] = json!({ "a": "b\r" }), "control characters except line feeds"),
+            (|m| m["prompts"] = json!({ "a\n": "b" }), "prompts: expected at most 1024 bytes"),
             (|m| m["default_prompt"] = json!("none"), "is not one of the prompts"),
             (|m| m["matryoshka_dimensions"] = json!([2]), "from 1 to less than 2"),
             (|m| m["matryoshka_dimensions"] = json!([0, 1]), "from 1 to less than 2"),
@@ -580,6 +749,13 @@ mod tests {
     }
 
     #[test]
+    fn prompt_may_have_lines() {
+        let prompt = "Instruct: Find passages\nQuery:";
+        let manifest = parse_changed(|m| m["prompts"] = json!({ "query": prompt })).unwrap();
+        assert_eq!(manifest.prompts["query"], prompt);
+    }
+
+    #[test]
     fn trained_lengths_do_not_change_the_embedding_space() {
         let trained = Manifest { matryoshka_dimensions: vec![1], ..good() };
         let json = trained.to_json().unwrap();
@@ -588,6 +764,49 @@ mod tests {
         // Packages without the list keep their digest.
         let json = String::from_utf8(good().to_json().unwrap()).unwrap();
         assert!(!json.contains("matryoshka"), "{json}");
+    }
+
+    fn reranker() -> Manifest {
+        let activation = ScoreActivation::Sigmoid;
+        let classifier = Some(Classifier { labels: 1, activation, token_types: true });
+        Manifest { classifier, normalize: false, ..good() }
+    }
+
+    #[test]
+    fn reranker_has_no_steps_of_vectors() {
+        let json = reranker().to_json().unwrap();
+        let read = Manifest::parse(&json).unwrap();
+        assert!(read == reranker() && read.is_reranker() && !good().is_reranker());
+        assert!(read.space() != Manifest { normalize: false, ..good() }.space());
+        // Packages of other models keep their digest.
+        assert!(!String::from_utf8(good().to_json().unwrap()).unwrap().contains("classifier"));
+        type Change = fn(&mut Value);
+        let cases: [(Change, &str); 7] = [
+            (|m| m["classifier"]["labels"] = json!(3), "classifier.labels: expected 1, found 3"),
+            (|m| m["classifier"]["activation"] = json!("tanh"), "unknown variant `tanh`"),
+            (|m| m["classifier"]["name"] = json!("x"), "unknown field `name`"),
+            (|m| m["normalize"] = json!(true), "normalize: a model with a classifier"),
+            (|m| m["matryoshka_dimensions"] = json!([1]), "matryoshka_dimensions: a model with"),
+            (|m| m["default_prompt"] = json!("query"), "default_prompt: a model with"),
+            (|m| m["sparse"] = json!({ "ignored_tokens": [] }), "sparse: a model with"),
+        ];
+        for (change, expected) in cases {
+            let mut json = serde_json::to_value(reranker()).unwrap();
+            change(&mut json);
+            let error = Manifest::parse(json.to_string().as_bytes()).unwrap_err();
+            assert!(error.reason().contains(expected), "{error} lacks {expected:?}");
+        }
+    }
+
+    #[test]
+    fn scores_are_sigmoid_or_unchanged() {
+        assert_eq!(ScoreActivation::Identity.apply(-3.0), -3.0);
+        assert_eq!(ScoreActivation::Sigmoid.apply(0.0), 0.5);
+        let score = ScoreActivation::Sigmoid.apply(2.0);
+        assert!((score - 0.880_797).abs() < 1e-6, "{score}");
+        for extreme in [-1e30_f32, 1e30] {
+            assert!((0.0..=1.0).contains(&ScoreActivation::Sigmoid.apply(extreme)));
+        }
     }
 
     #[test]

@@ -55,15 +55,19 @@ pub use install_record::{
     CleanupRule, InstallRecord, InstallStatus, Origin, Quota, StoreFull, Timestamp,
 };
 pub use manifest::{
-    CONFIG, DenseLayer, EmbeddingSpace, FORMAT, MANIFEST, Manifest, ManifestError, Member,
-    MemberName, ModelId, Precision, SelfTest, TOKENIZER, Version, WEIGHTS, dense_file,
+    CONFIG, Classifier, DenseLayer, EmbeddingSpace, FORMAT, MANIFEST, Manifest, ManifestError,
+    Member, MemberName, ModelId, MultiVectorHead, Precision, ScoreActivation, SelfTest, SparseHead,
+    TOKENIZER, Version, WEIGHTS, dense_file,
 };
 pub use matryoshka::trained_dimensions;
 pub use pack::{
-    BoxError, PackError, PackRequest, PackResult, PackageContents, RunSelfTest, pack, write_package,
+    BoxError, PackError, PackRequest, PackResult, PackageContents, RunSelfTest, WeightsOrigin,
+    pack, write_package,
 };
 pub use quantize::QuantizeError;
-pub use registry::{KnownModel, Task, Tier, find_known_model, known_models};
+pub use registry::{
+    KnownModel, Task, Tier, TokenizerKind, find_known_model, known_model_of, known_models,
+};
 pub use signature::{Sidecars, SignatureError, SignatureStatus, TrustedKeys, VerifyingReader};
 pub use signer::{KeyId, Signer};
 pub use store::{

@@ -110,8 +110,9 @@ impl OtherKind {
                  that here"
             }
             Self::Foreign => {
-                "it is a model in another format and not a package: make a package of the same \
-                 model's directory with safetensors with `caxton model pack`, and copy that here"
+                "it is a model in another format and not a package: make a package of it with \
+                 `caxton model pack`, which reads GGUF; for other formats, take the directory of \
+                 the same model with safetensors. Copy the package here"
             }
             Self::Directory => {
                 "it is a directory and not a package: if it holds a model, make a package of it \

@@ -15,8 +15,8 @@
 //! - With keys, the version of an id never decreases, even after the higher version was removed. A
 //!   signature stays valid when a flaw of its package becomes known, so an attacker could otherwise
 //!   install the old version.
-//! - A package that was installed before keys were configured has no signer, and keys do not
-//!   disable it. `/status` lists such packages.
+//! - A package that was installed before keys were configured has no signer. `/status` lists such
+//!   packages. Keys disable them only if `packages.disable_unsigned` is set.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -214,6 +214,8 @@ pub struct TrustInput {
     /// Names of key files that could not be read.
     unread: BTreeSet<String>,
     reserved: ReservedIds,
+    /// Whether keys disable the entries without a signature.
+    disables_unsigned: bool,
 }
 
 impl TrustInput {
@@ -230,7 +232,14 @@ impl TrustInput {
         let (keys, unread) = TrustedKeys::load_each(keys_directory)?;
         let (unread, errors): (_, Vec<_>) = unread.into_iter().unzip();
         let reserved = ReservedIds::read(bundled_directory);
-        Ok((Self { keys, unread, reserved }, errors))
+        Ok((Self { keys, unread, reserved, disables_unsigned: false }, errors))
+    }
+
+    /// Sets whether keys disable the entries without a signature, which were installed before keys
+    /// were configured.
+    #[must_use]
+    pub fn disabling_unsigned(self, disables_unsigned: bool) -> Self {
+        Self { disables_unsigned, ..self }
     }
 
     /// Returns whether packages need signatures, because a key file exists, usable or not.
@@ -250,7 +259,10 @@ impl TrustInput {
         if !self.reserved.permits(&manifest.id, record.manifest_digest) {
             return Some(DisabledReason::Reserved);
         }
-        let signer = record.signer.as_ref()?;
+        let Some(signer) = &record.signer else {
+            let is_disabled = self.disables_unsigned && self.wants_signatures();
+            return is_disabled.then_some(DisabledReason::Unsigned);
+        };
         match self.keys.covers(signer, &manifest.id) {
             Some(true) => None,
             Some(false) => Some(DisabledReason::NotCovered(signer.clone())),
@@ -411,6 +423,28 @@ mod tests {
         unsigned.record.signer = None;
         let not_there = TrustInput::read(&directory.path().join("c.pub"), &nowhere);
         assert!(not_there.is_err(), "a directory that cannot be listed says nothing of keys");
+    }
+
+    #[test]
+    fn keys_disable_unsigned_entries_only_on_request() {
+        let (directory, signer) = key("a.pub");
+        let nowhere = directory.path().join("bundled");
+        let disables = |entry: &StoreEntry, disables_unsigned| {
+            let (trusted, _) = TrustInput::read(directory.path(), &nowhere).unwrap();
+            trusted.disabling_unsigned(disables_unsigned).disables(entry)
+        };
+        let unsigned = entry("m", "1", 2, "a");
+        let (mut signed, mut shipped) = (unsigned.clone(), unsigned.clone());
+        signed.record.signer = Some(signer);
+        shipped.record.origin = bundled();
+        assert_eq!(disables(&unsigned, false), None);
+        assert_eq!(disables(&unsigned, true), Some(DisabledReason::Unsigned));
+        assert_eq!((disables(&signed, true), disables(&shipped, true)), (None, None));
+        // An unusable key file requires signatures, too.
+        fs::write(directory.path().join("a.pub"), "no key").unwrap();
+        assert_eq!(disables(&unsigned, true), Some(DisabledReason::Unsigned));
+        fs::remove_file(directory.path().join("a.pub")).unwrap();
+        assert_eq!(disables(&unsigned, true), None);
     }
 
     #[test]

@@ -46,6 +46,20 @@ pub enum EmbedError {
         /// Name of the model.
         model: String,
     },
+    /// The model is a reranker, and the request wants vectors.
+    #[error("the model \"{model}\" is a reranker and computes no vectors")]
+    Reranker {
+        /// Id of the model.
+        model: String,
+    },
+    /// The model does not have the head that the request needs.
+    #[error("the model \"{model}\" has no {head} head")]
+    NoHead {
+        /// Id of the model.
+        model: String,
+        /// Name of the head.
+        head: &'static str,
+    },
     /// The model has no prompt with the requested name.
     #[error("the model \"{model}\" has no prompt \"{prompt}\"")]
     UnknownPrompt {
@@ -224,7 +238,9 @@ pub fn engine_error_code(error: &EngineError) -> &'static str {
         EngineError::TokenOutOfRange { .. } => "token_out_of_range",
         EngineError::Length { .. } => "invalid_request",
         EngineError::Endless { .. } => "too_much_text",
-        EngineError::NoTokenStates => "wrong_task",
+        EngineError::NoTokenStates | EngineError::NoScores | EngineError::NoTokenHead { .. } => {
+            "wrong_task"
+        }
         EngineError::Tokenize(_) => "tokenizer_failed",
         EngineError::File { .. } | EngineError::Mismatch(_) => "model_failed",
         EngineError::Threads { .. } | EngineError::Forward(_) | EngineError::NotFinite { .. } => {

@@ -1,4 +1,5 @@
-//! The embedding service: from texts to vectors, for every dialect.
+//! The embedding service: from texts to vectors, and from pairs of texts to scores, for every
+//! dialect.
 //!
 //! One call of [`EmbeddingService::embed`] contains all steps of a request: the meaning of the
 //! model's name, the permission of the tenant, the lease of the model, the prompt, tokenizing, the
@@ -18,7 +19,9 @@ mod error;
 mod output_type;
 mod permit;
 mod request;
+mod score;
 mod tenant;
+mod token_heads;
 mod tokenize;
 
 use std::sync::Arc;
@@ -35,6 +38,7 @@ pub use request::{
     CallContext, CheckedInput, EmbedRequest, Embeddings, Input, MAX_INPUTS, OutputKind, Prompt,
     Timings, TokenCounts,
 };
+pub use score::{ScoreError, ScoreRequest};
 pub use tenant::{InFlightGuard, Tenant, TenantRequests};
 
 use crate::engine::{EngineError, TokenSpan};
@@ -42,7 +46,9 @@ use crate::models::catalog::{self, NameContext, NameError, ResolvedModel};
 use crate::models::{Fallback, FallbackFor, Lease, ManagerHandle, ModelInfo};
 use crate::package::{Manifest, StoreEntry, trained_dimensions};
 use crate::telemetry::metrics::Metrics;
-use tokenize::{TokenizeContext, TokenizeJob, TokenizedTexts, acquire_permit, count, tokenize};
+use tokenize::{
+    TextRole, TokenizeContext, TokenizeJob, TokenizedTexts, acquire_permit, count, tokenize,
+};
 
 /// Most tokens for which a request may get states: as many rows as it may have vectors.
 const MAX_TOKEN_STATES: usize = MAX_INPUTS;
@@ -82,9 +88,27 @@ impl EmbeddingService {
         model: Option<&str>,
         request: EmbedRequest,
     ) -> Result<Embeddings, EmbedError> {
+        self.refuse_wrong_task(context, model, &request)?;
         let fallback = Fallback::Vectors(context.allow_fallback);
         let leased = self.lease(context, model, request.input.input(), fallback).await?;
         leased.embed(context, request).await
+    }
+
+    /// Checks that the model that `request` means computes its output, so that no model is loaded
+    /// in vain.
+    fn refuse_wrong_task(
+        &self,
+        context: &CallContext,
+        model: Option<&str>,
+        request: &EmbedRequest,
+    ) -> Result<(), EmbedError> {
+        let model = model.filter(|name| !name.is_empty());
+        let ResolvedModel { name, .. } = self.resolve(context, model, request.input.input())?;
+        match self.0.handle.catalog().find(&name) {
+            Ok(entry) => request.output.check(&entry.manifest),
+            // The error is reported when the model is leased.
+            Err(_) => Ok(()),
+        }
     }
 
     /// Leases a model as [`embed`](Self::embed) does, for several requests whose vectors are of one
@@ -108,7 +132,7 @@ impl EmbeddingService {
         // client's error.
         let named = model.is_some() && alias.is_none();
         let is_allowed = |entry: &StoreEntry| catalog::permits(context.tenant_settings(), entry);
-        match handle.lease_for(&name, named, fallback, is_allowed, context.deadline).await {
+        match handle.lease_for(&name, named, fallback, is_allowed, context.urgency()).await {
             Ok(mut lease) => {
                 lease.record_use(context.user);
                 lease.info.alias = alias;
@@ -153,7 +177,7 @@ impl EmbeddingService {
 
     fn tokenize_context(&self, context: &CallContext) -> TokenizeContext<'_> {
         let ServiceParts { handle, permits, .. } = &*self.0;
-        TokenizeContext { handle, permits, uid: context.uid, deadline: context.deadline }
+        TokenizeContext { handle, permits, uid: context.uid, urgency: context.urgency() }
     }
 }
 
@@ -239,6 +263,7 @@ impl LeasedModel {
         request: EmbedRequest,
     ) -> Result<Embeddings, EmbedError> {
         let Self { service, lease } = self;
+        request.output.check(&lease.info.manifest)?;
         let may_be_any = || service.0.handle.allows_any_dimensions();
         let dimensions = dimensions(request.dimensions, &lease.info.manifest, may_be_any)?;
         request.output_type.check_length(dimensions)?;
@@ -251,7 +276,7 @@ impl LeasedModel {
         lease.check_queue(&context.ticket())?;
         let began = Instant::now();
         let EmbedRequest { input, truncation, output, .. } = request;
-        let job = TokenizeJob { prompt, input, truncation };
+        let job = TokenizeJob { prompt, input, truncation, role: TextRole::Whole };
         let tokenizing = service.tokenize_context(context);
         let (lease, tokenized) = tokenize(tokenizing, lease, job.clone()).await?;
         let tokenization = began.elapsed();
@@ -268,10 +293,11 @@ impl LeasedModel {
         if output == OutputKind::TokenStates && total > MAX_TOKEN_STATES {
             return Err(EmbedError::TooManyTokens { found: total, most: MAX_TOKEN_STATES });
         }
-        let rows = if output == OutputKind::TokenStates { total } else { used.len() };
-        let numbers = rows.saturating_mul(lease.info.manifest.dimensions);
+        let engine_output = output.output(&lease.info.manifest);
+        let rows = if engine_output.is_per_token() { total } else { used.len() };
+        let numbers = rows.saturating_mul(output.row_numbers(&lease.info.manifest));
         context.charge.grow_numbers(numbers, request.is_compared)?;
-        let engine_output = output.output(lease.info.manifest.normalize);
+        let kept_ids = if output == OutputKind::Sparse { ids.clone() } else { Vec::new() };
         // Count the tokens of truncated texts while the vectors are computed.
         let (computed, provided) = tokio::try_join!(
             async { Ok(lease.embed(ids, engine_output, context.ticket()).await?) },
@@ -283,7 +309,7 @@ impl LeasedModel {
             Timings { tokenization, queue: computed.queue, inference: computed.inference };
         let mut vectors = computed.vectors;
         let dimensions = match output {
-            OutputKind::TokenStates => vectors.len() / total.max(1),
+            OutputKind::TokenStates | OutputKind::Sparse => vectors.len() / total.max(1),
             OutputKind::Vector | OutputKind::Normalized(_) => {
                 let (own, wanted) = (&lease.info.manifest, &info.manifest);
                 if dimensions < own.dimensions || (wanted.normalize && !own.normalize) {
@@ -298,10 +324,19 @@ impl LeasedModel {
             dimensions,
             output_type: request.output_type,
             tokens,
+            ids: kept_ids,
             characters,
             fallback_for: lease.fallback_for.clone(),
             timings,
         })
+    }
+}
+
+/// Checks that the model computes vectors.
+fn check_vectors(manifest: &Manifest) -> Result<(), EmbedError> {
+    match manifest.is_reranker() {
+        false => Ok(()),
+        true => Err(EmbedError::Reranker { model: manifest.id.to_string() }),
     }
 }
 

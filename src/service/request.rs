@@ -9,17 +9,22 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::budget::BudgetCharge;
+use super::check_vectors;
 use super::error::EmbedError;
 use super::output_type::OutputType;
 use super::tenant::InFlightGuard;
 use crate::config::TenantSettings;
 use crate::engine::{Output, Truncation};
 use crate::models::catalog::RequestTexts;
-use crate::models::{FallbackFor, Flow, ModelInfo, ModelUser, Owner, Priority, Ticket};
+use crate::models::{FallbackFor, Flow, ModelInfo, ModelUser, Owner, Priority, Ticket, Urgency};
 use crate::package::Manifest;
 
 /// Most texts, or lists of token ids, of a request: the same limit as OpenAI's.
 pub const MAX_INPUTS: usize = 2048;
+
+/// Number of numbers that take as much memory and text as a token in a sparse vector: its id, its
+/// weight, and the names of both.
+const SPARSE_NUMBERS: usize = 3;
 
 /// One or more inputs, as texts or as token ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,18 +149,44 @@ pub enum OutputKind {
     /// Vector of the text, scaled to length 1 (`true`) or not (`false`), whatever the manifest
     /// declares.
     Normalized(bool),
-    /// States of all tokens of the text after the last layer.
+    /// States of all tokens of the text after the last layer, or their vectors if the model has a
+    /// multi-vector head.
     TokenStates,
+    /// Weights of all tokens of the text, for its sparse vector.
+    Sparse,
 }
 
 impl OutputKind {
-    /// Returns the engine's output for this result. `normalizes` is true for a model that
-    /// normalizes its vectors.
-    pub(super) fn output(self, normalizes: bool) -> Output {
+    /// Checks that a model computes this result.
+    pub(super) fn check(self, manifest: &Manifest) -> Result<(), EmbedError> {
+        check_vectors(manifest)?;
         match self {
-            Self::Normalized(false) if normalizes => Output::Unnormalized,
+            Self::Sparse => check_sparse(manifest),
+            Self::Vector | Self::Normalized(_) | Self::TokenStates => Ok(()),
+        }
+    }
+
+    /// Returns the output of the engine that gives a model's result of this kind.
+    pub(super) fn output(self, manifest: &Manifest) -> Output {
+        match self {
+            Self::Normalized(false) if manifest.normalize => Output::Unnormalized,
             Self::Vector | Self::Normalized(_) => Output::Vector,
+            Self::TokenStates if manifest.multi_vector.is_some() => Output::TokenVectors,
             Self::TokenStates => Output::TokenStates,
+            Self::Sparse => Output::TokenWeights,
+        }
+    }
+
+    /// Returns the numbers of the answer for each text, or for each token of results that have rows
+    /// for tokens.
+    pub(super) fn row_numbers(self, manifest: &Manifest) -> usize {
+        match self {
+            Self::Vector | Self::Normalized(_) => manifest.dimensions,
+            Self::TokenStates => {
+                let head = manifest.multi_vector.as_ref();
+                head.map_or(manifest.dimensions, |head| head.dimensions)
+            }
+            Self::Sparse => SPARSE_NUMBERS,
         }
     }
 
@@ -256,6 +287,13 @@ impl CallContext {
         }
     }
 
+    /// Returns the urgency of the request while its model is loading. The tokens are not counted
+    /// yet, so a request without a class is interactive.
+    pub(super) fn urgency(&self) -> Urgency {
+        let priority = self.priority.unwrap_or(Priority::Interactive);
+        Urgency { priority, deadline: self.deadline }
+    }
+
     /// Returns the settings of the tenant.
     pub fn tenant_settings(&self) -> Option<&TenantSettings> {
         self.tenant.as_deref().map(|guard| &guard.tenant().settings)
@@ -287,8 +325,8 @@ pub struct Timings {
 pub struct Embeddings {
     /// Model that answered.
     pub info: ModelInfo,
-    /// Vectors `[texts, dimensions]`, or token states `[tokens of all texts, dimensions]`;
-    /// row-major.
+    /// Vectors `[texts, dimensions]`, or states or weights of tokens `[tokens of all texts,
+    /// dimensions]`; row-major.
     pub vectors: Vec<f32>,
     /// Length of one row.
     pub dimensions: usize,
@@ -296,6 +334,8 @@ pub struct Embeddings {
     pub output_type: OutputType,
     /// Token counts of each text.
     pub tokens: Vec<TokenCounts>,
+    /// Token ids of each text, from which the weights are computed; empty for other results.
+    pub ids: Vec<Vec<u32>>,
     /// Number of characters of all texts; 0 for token ids.
     pub characters: usize,
     /// Model that was requested, and its error, if the answer comes from a fallback.
@@ -313,6 +353,14 @@ impl Embeddings {
     /// Returns the number of tokens that were computed.
     pub fn used(&self) -> usize {
         self.tokens.iter().map(|tokens| tokens.used).sum()
+    }
+}
+
+/// Checks that the model has the head for sparse vectors.
+fn check_sparse(manifest: &Manifest) -> Result<(), EmbedError> {
+    match manifest.sparse {
+        Some(_) => Ok(()),
+        None => Err(EmbedError::NoHead { model: manifest.id.to_string(), head: "sparse" }),
     }
 }
 

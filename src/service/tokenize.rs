@@ -12,7 +12,7 @@ use super::error::EmbedError;
 use super::permit::{Permit, PermitPool, Permits};
 use super::request::{CheckedInput, Input};
 use crate::engine::{EngineError, Tokens, Truncation};
-use crate::models::{Lease, ManagerHandle};
+use crate::models::{Lease, ManagerHandle, Urgency};
 
 /// Total length in bytes up to which texts are tokenized on the runtime's own thread. This takes
 /// about 25 µs, or 13 ms with the slowest tokenizer that is accepted.
@@ -20,6 +20,9 @@ const INLINE_BYTES: usize = 512;
 /// Number of token ids up to which they are checked on the runtime's own thread. They are only
 /// compared with the vocabulary.
 const INLINE_IDS: usize = 512;
+/// Number of ids of a query up to which they are copied into pairs on the runtime's own thread. The
+/// copies take about 10 µs.
+const INLINE_COPIES: usize = 16 << 10;
 /// Length in bytes above which only one text is tokenized at the same time, for all clients. The
 /// tokenizer may allocate a hundred times this size.
 const LARGE_TEXT: usize = 64 << 10;
@@ -47,8 +50,8 @@ pub(super) struct TokenizeContext<'a> {
     pub(super) permits: &'a Permits,
     /// User of the request.
     pub(super) uid: u32,
-    /// Instant at which the request times out.
-    pub(super) deadline: Instant,
+    /// Instant at which the request times out, and its class for loads.
+    pub(super) urgency: Urgency,
 }
 
 /// Waits for a permit from `pool`. A request that must wait returns its lease and renews it
@@ -58,7 +61,7 @@ pub(super) struct TokenizeContext<'a> {
 /// As [`PermitPool::acquire_by`], and the errors of the model if it was evicted and cannot be
 /// loaded again.
 pub(super) async fn acquire_permit(
-    TokenizeContext { handle, uid, deadline, .. }: TokenizeContext<'_>,
+    TokenizeContext { handle, uid, urgency, .. }: TokenizeContext<'_>,
     pool: &PermitPool,
     lease: Lease,
 ) -> Result<(Permit, Lease), EmbedError> {
@@ -67,15 +70,15 @@ pub(super) async fn acquire_permit(
     }
     let absent = lease.release();
     loop {
-        let permit = pool.acquire_by(uid, deadline).await?;
-        match tokio::time::timeout(RENEWAL, handle.renew(&absent, deadline)).await {
+        let permit = pool.acquire_by(uid, urgency.deadline).await?;
+        match tokio::time::timeout(RENEWAL, handle.renew(&absent, urgency)).await {
             Ok(lease) => return Ok((permit, lease?)),
             // The model is being loaded: release the permit for others meanwhile.
             Err(_elapsed) => drop(permit),
         }
         // Renew the lease without a permit. If no permit is free then, the lease is dropped again
         // and the request queues once more.
-        let lease = handle.renew(&absent, deadline).await?;
+        let lease = handle.renew(&absent, urgency).await?;
         if let Some(permit) = pool.try_acquire() {
             return Ok((permit, lease));
         }
@@ -93,7 +96,8 @@ pub(super) async fn tokenize(
         Input::Texts(texts) => {
             let prompt = job.prompt.len();
             let bytes: usize = texts.iter().map(|text| prompt + text.len()).sum();
-            (bytes <= INLINE_BYTES, texts.iter().any(|text| text.len() > LARGE_TEXT))
+            let is_short = bytes <= INLINE_BYTES && job.copied_ids() <= INLINE_COPIES;
+            (is_short, texts.iter().any(|text| text.len() > LARGE_TEXT))
         }
         Input::Ids(lists) => (lists.iter().map(Vec::len).sum::<usize>() <= INLINE_IDS, false),
     };
@@ -122,15 +126,58 @@ pub(super) async fn tokenize(
     }
 }
 
+/// Use of the texts of a [`TokenizeJob`].
+#[derive(Clone, Debug)]
+pub(super) enum TextRole {
+    /// Each is a text of its own.
+    Whole,
+    /// Each is the first text of pairs. Its tokens have no special ones.
+    Query,
+    /// Each becomes a pair with the query that has these tokens.
+    Document(Arc<Tokens>),
+}
+
 /// Input of [`tokenize`] and [`count`].
 #[derive(Clone, Debug)]
 pub(super) struct TokenizeJob {
     /// Text to put before each text.
     pub(super) prompt: Arc<str>,
-    /// Texts, or their token ids.
+    /// Texts, or their token ids if each is a text of its own.
     pub(super) input: CheckedInput,
     /// End at which a long text is truncated.
     pub(super) truncation: Truncation,
+    /// Use of the texts.
+    pub(super) role: TextRole,
+}
+
+impl TokenizeJob {
+    fn tokenize(&self, lease: &Lease, text: &str) -> Result<Tokens, EngineError> {
+        match &self.role {
+            TextRole::Whole => lease.tokenize(&self.prompt, text, self.truncation),
+            TextRole::Query => lease.tokenize_part(text, self.truncation),
+            TextRole::Document(query) => {
+                let document = lease.tokenize_part(text, self.truncation)?;
+                lease.join(query, &document, self.truncation)
+            }
+        }
+    }
+
+    /// Returns the number of ids of the query in all pairs, each with a copy of them.
+    pub(super) fn copied_ids(&self) -> usize {
+        match &self.role {
+            TextRole::Whole | TextRole::Query => 0,
+            TextRole::Document(query) => query.ids.len().saturating_mul(self.input.texts().len()),
+        }
+    }
+
+    /// Returns the number of tokens beside those of the text.
+    fn tokens_beside(&self, lease: &Lease) -> usize {
+        match &self.role {
+            TextRole::Whole => lease.special_tokens(),
+            TextRole::Query => 0,
+            TextRole::Document(query) => lease.special_of_pair() + query.whole.unwrap_or_default(),
+        }
+    }
 }
 
 fn failed(index: usize) -> impl FnOnce(EngineError) -> EmbedError {
@@ -151,7 +198,7 @@ impl TokenizeState {
             Input::Texts(texts) => {
                 let Some(text) = texts.get(index) else { return Ok(true) };
                 done.characters += text.chars().count();
-                (lease.tokenize(&job.prompt, text, job.truncation), texts.len())
+                (job.tokenize(lease, text), texts.len())
             }
             Input::Ids(lists) => {
                 let Some(ids) = lists.get(index) else { return Ok(true) };
@@ -219,8 +266,8 @@ impl CountState {
             return Ok(false);
         };
         let text = texts.get(*at).map_or("", String::as_str);
-        let (text, done, tokens) =
-            begun.get_or_insert_with(|| ([&job.prompt, text].concat(), 0, lease.special_tokens()));
+        let (text, done, tokens) = begun
+            .get_or_insert_with(|| ([&job.prompt, text].concat(), 0, job.tokens_beside(lease)));
         let rest = text.get(*done..).unwrap_or_default();
         if rest.is_empty() {
             *count = Some(*tokens);
@@ -232,5 +279,22 @@ impl CountState {
         *tokens += more;
         *done += length;
         Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_pair_has_a_copy_of_the_query() {
+        let input = CheckedInput::new(Input::Texts(vec!["a".to_owned(), "b".to_owned()])).unwrap();
+        let copied = |role| {
+            let (prompt, truncation) = ("".into(), Truncation::Right);
+            TokenizeJob { prompt, input: input.clone(), truncation, role }.copied_ids()
+        };
+        let query = Tokens { ids: vec![1, 2, 3], whole: Some(3) };
+        assert_eq!(copied(TextRole::Document(Arc::new(query))), 6);
+        assert_eq!(copied(TextRole::Query), 0);
     }
 }

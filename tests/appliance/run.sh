@@ -58,6 +58,18 @@ make_models() {
     done
 }
 
+# Builds, with the caxton of the package, the package of an optional model.
+make_optional_package() {
+    local caxton=$1 output=$2 model=$work/optional/multilingual-1.0.0.model.tar.zst
+    rm -rf "$work/optional"
+    mkdir "$work/optional"
+    "$caxton" model pack --source "$root/tests/golden/tiny-xlm-roberta" --model-id multilingual --model-version 1.0.0 \
+        --license Apache-2.0 --output "$model" >/dev/null
+    (cd "$work/optional" && sha256sum "$(basename "$model")" >"$model.sha256")
+    "$root/packaging/model.sh" multilingual "$model" "$root/packaging/debian/copyright" "$output" >/dev/null
+    rm -r "$work/optional"
+}
+
 # Creates the second disk, with the packages, the models and the checks.
 make_payload() {
     local deb=$1 rpm=$2 tree=$work/payload
@@ -70,6 +82,7 @@ make_payload() {
     make_newer "$deb" "$tree/newer"
     dpkg-deb --fsys-tarfile "$deb" | tar -C "$work" --strip-components=3 -xf - ./usr/bin/caxton
     make_models "$work/caxton" "$tree/models"
+    make_optional_package "$work/caxton" "$tree/optional"
     {
         echo "pressure_seconds=$pressure_seconds kills=$kills resets=$resets slow_too=$slow_too"
         echo "deadline=$(($(date +%s) + longest))"

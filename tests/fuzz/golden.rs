@@ -3,8 +3,8 @@
 #![allow(dead_code, reason = "each target changes one of the files and takes the others from here")]
 
 use caxton::engine::{
-    Architecture, FileSizes, ModelFiles, ModelSpec, EngineOptions, Pooling, Precision, WeightsFormat, footprint,
-    load,
+    Architecture, EngineOptions, FileSizes, ModelFiles, ModelSpec, Pooling, Precision, TokenHeads,
+    WeightsFormat, footprint, load,
 };
 
 /// The unchanged files.
@@ -28,6 +28,9 @@ pub fn try_model(config: &[u8], tokenizer: &[u8], weights: &[u8]) {
         pooling: Pooling::Mean,
         dense: Vec::new(),
         normalize: true,
+        labels: None,
+        token_types: false,
+        token_heads: TokenHeads::default(),
     };
     let options = EngineOptions { threads: 1, batch_tokens: 64, precision: Precision::F32 };
     let sizes = FileSizes {

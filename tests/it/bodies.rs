@@ -26,12 +26,12 @@ const REFUSED: &[(&str, &str, &str, u16)] = &[
     ("DELETE", "/embed", "", 405),
     ("POST", "/api/tags", "", 405),
     ("POST", "/predict", "", 424),
-    ("POST", "/embed_sparse", "", 424),
     ("POST", EMBEDDINGS, "x-caxton-timeout-ms: soon\r\n", 400),
     ("POST", "/api/embed", "x-caxton-tenant: unknown\r\n", 400),
     // The body is longer than the limit, and short enough to be dropped.
     ("POST", EMBEDDINGS, "", 413),
     ("POST", "/api/show", "", 413),
+    ("POST", "/embed_sparse", "", 413),
     ("POST", "/rerank", "", 413),
 ];
 

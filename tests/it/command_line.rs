@@ -189,11 +189,37 @@ fn known_models_are_listed_with_their_facts() {
     assert_eq!((&mini["dimensions"], &mini["max_sequence_length"]), (&384.into(), &256.into()));
     assert_eq!((&mini["languages"][0], &mini["tasks"][0]), (&"en".into(), &"similarity".into()));
     assert!(mini["f32_bytes"].as_u64() > mini["int8_bytes"].as_u64(), "{mini}");
+    assert!(mini["int8_memory_bytes"].as_u64() > mini["int8_bytes"].as_u64(), "{mini}");
+    assert!(mini["int8_bytes"].as_u64() > mini["int4_table_bytes"].as_u64(), "{mini}");
+    let potion = models.iter().find(|model| model["id"] == "potion-base-8M").unwrap();
+    assert_eq!(potion["int4_table_bytes"], Value::Null);
+    assert_eq!((&mini["runs"], &mini["family"]), (&true.into(), &"sentence-transformers".into()));
     let (_, table, _) = run(cli().args(["model", "known"]));
     let heading = table.lines().next().unwrap();
-    for column in ["LANGUAGES", "TASKS", "TOKENS", "DIMENSIONS"] {
+    for column in ["MODEL", "TASK", "LANG", "DIMS", "TOKENS", "INT8"] {
         assert!(heading.contains(column), "{heading}");
     }
+    assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
+}
+
+#[test]
+fn known_models_are_filtered_and_shown_by_name() {
+    let filtered = ["--task", "rerank", "--license", "MIT", "--sort", "size", "--json"];
+    let (code, stdout, _) = run(cli().args(["model", "known"]).args(filtered));
+    assert_eq!(code, 0);
+    let known: Value = serde_json::from_str(&stdout).unwrap();
+    let ids = Vec::from_iter(known["models"].as_array().unwrap().iter().map(|model| &model["id"]));
+    assert_eq!(ids, ["bge-reranker-base", "bge-reranker-large", "bge-reranker-v2-m3"]);
+    let (code, stdout, stderr) = run(cli().args(["model", "known", "--max-size", "1MB"]));
+    assert!(code == 1 && stdout.is_empty() && stderr.contains("no known model"), "{stderr}");
+    assert_eq!(run(cli().args(["model", "known", "--max-size", "1"])).0, 64);
+    let (code, stdout, _) = run(cli().args(["model", "known", "nomic-embed-text:latest"]));
+    assert!(code == 0 && stdout.contains("search_query: "), "{stdout}");
+    let (code, stdout, _) = run(cli().args(["model", "known", "gte-base", "--json"]));
+    let facts: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((code, &facts["successor"]), (0, &"gte-base-en-v1.5".into()));
+    let (code, _, stderr) = run(cli().args(["model", "known", "nothing"]));
+    assert!(code != 0 && stderr.contains("nothing is not a known model"), "{stderr}");
 }
 
 #[test]

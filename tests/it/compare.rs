@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::support::{Root, golden, pack};
+use crate::support::{Root, pack};
 
 /// Texts with different words, so that no two of them have the same vector.
 const TEXTS: [&str; 12] = [
@@ -35,7 +35,9 @@ fn compare(root: &Root, arguments: &[&Path], options: &[&str]) -> (i32, String, 
 
 /// Runs it with `--json`; it must succeed. Returns the report.
 fn report(root: &Root, a: &Path, b: &Path, pairs: Option<&str>) -> Value {
-    let texts = write(root, "texts.jsonl", &json_lines(&TEXTS));
+    // Lines may have both forms.
+    let [json, plain] = [json_lines(&TEXTS[..6]), TEXTS[6..].join("\n")];
+    let texts = write(root, "texts.txt", &(json + &plain));
     let mut options = vec!["--json", "--texts", texts.to_str().unwrap()];
     options.extend(pairs.into_iter().flat_map(|pairs| ["--pairs", pairs]));
     let (code, stdout, stderr) = compare(root, &[a, b], &options);
@@ -141,9 +143,11 @@ fn unusable_input_names_file_and_limit() {
     let many: String = (0..=5000).map(|index| format!("\"text {index}\"\n")).collect();
     let many = write(&root, "many.jsonl", &many);
     let bad = write(&root, "bad.tsv", "only one field\n");
+    let foreign = root.path().join("latin1.txt");
+    fs::write(&foreign, b"a\nh\xf6he\n").unwrap();
     let cases: [(&Path, Option<&Path>, &str); 4] = [
         (&many, None, "many.jsonl has more than 5000 different texts"),
-        (&golden("README.md"), None, "README.md is not a JSON string"),
+        (&foreign, None, "line 2 of "),
         (&texts, Some(&bad), "line 1 of"),
         (&root.path().join("absent"), None, "absent"),
     ];

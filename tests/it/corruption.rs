@@ -132,6 +132,28 @@ fn verify_detects_and_repairs_a_corrupt_file() {
 }
 
 #[test]
+fn validate_marks_corrupt_model_and_counts_it_once() {
+    let daemon = root_to_damage().start();
+    damage_all(&daemon);
+    for (id, _) in DAMAGES {
+        let path = format!("/api/packages/{id}/validate");
+        let report = daemon.connect().request("POST", &path, &[], b"").json();
+        assert_eq!((&report["valid"], &report["can_load"]), (&json!(false), &json!(false)));
+        assert_eq!(report["faults"].as_array().unwrap().len(), 1, "{report}");
+        assert_eq!(daemon.package(id)["status"], "corrupt");
+        let line = daemon.wait_event_with(Message::IntegrityFailure, &[&format!("{id}@1")]);
+        assert!(line.contains("model.safetensors"), "{line}");
+        let metrics = String::from_utf8(daemon.get("/metrics").body).unwrap();
+        let count = format!(
+            "caxton_model_validation_failures_total{{model_id=\"{id}\",version=\"1\",\
+             failure_type=\"corrupt\"}} 1\n"
+        );
+        assert!(metrics.contains(&count), "{count}");
+    }
+    daemon.stop();
+}
+
+#[test]
 fn validation_on_startup_repairs_models_from_packages() {
     let daemon = root_to_damage().start();
     until_looked(&daemon, "m");

@@ -136,7 +136,7 @@ fn rejected_package_is_a_warning_with_reason() {
 }
 
 #[test]
-fn corrupt_model_is_repaired_by_suggested_command() {
+fn corrupt_model_is_repaired_as_suggested() {
     // Without `strict`, another model with the same weights would answer instead.
     let daemon = Root::new().with("memory.fallback_strategy", json!("strict")).start();
     let package = dropped(&daemon, "m");
@@ -150,9 +150,7 @@ fn corrupt_model_is_repaired_by_suggested_command() {
     assert_eq!(code, 1);
     assert_check(&damaged, "models", "fail", "m@1: ");
     let action = check(&damaged, "models")["action"].as_str().unwrap();
-    let command = action.split(';').next().unwrap().strip_prefix("sudo caxton ").unwrap();
-    let removed = daemon.cli().args(command.split(' ')).output().unwrap();
-    assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
+    assert!(action.contains("copy its package there again"), "{action}");
     fs::write(&package, pack("tiny-bert-mean", "m", "1")).unwrap();
     until_answers(&daemon, "m");
     let (code, report) = report(&mut daemon.cli());

@@ -183,12 +183,20 @@ fn judge(package: &[u8], precision: Precision) -> Option<String> {
 }
 
 /// Golden models and the factors by which they are enlarged.
-const GROWN: [(&str, usize); 8] = [
+const GROWN: [(&str, usize); 16] = [
     ("tiny-bert-mean", 8),
     ("tiny-bert-odd", 8),
+    ("tiny-camembert", 8),
+    ("tiny-deberta-v2-cross-encoder", 8),
     ("tiny-distilbert", 8),
+    ("tiny-embedding-gemma2", 8),
+    ("tiny-eurobert", 8),
+    ("tiny-gemma3-causal", 8),
+    ("tiny-gte", 8),
     ("tiny-modernbert", 8),
     ("tiny-mpnet", 8),
+    ("tiny-nomic-bert", 8),
+    ("tiny-qwen3", 8),
     ("tiny-roberta", 8),
     ("tiny-static", 64),
     ("tiny-xlm-roberta", 8),
@@ -207,7 +215,7 @@ fn packed(source: &Path, stored: package::Precision) -> Vec<u8> {
     let run = |manifest: &Manifest, contents: &PackageContents| {
         let options = EngineOptions { precision: Precision::F32, ..OPTIONS };
         let model = load::load(manifest, contents.clone(), options)?;
-        Ok(load::embed_plain(&model, &manifest.self_test.text)?)
+        Ok(load::self_test_vector(manifest, &model)?)
     };
     let mut package = Vec::new();
     pack(&request, &run, &|_, _| {}, &mut package).unwrap();
@@ -222,6 +230,24 @@ fn change_json(path: &Path, change: impl FnOnce(&mut Value)) {
     }
 }
 
+/// Multiplies the lengths of vectors in a configuration by `factor`.
+fn grow(json: &mut Value, factor: u64) {
+    for length in [
+        "dim",
+        "embedding_dim",
+        "head_dim",
+        "hidden_dim",
+        "hidden_size",
+        "hidden_size_per_layer_input",
+        "intermediate_size",
+        "pooler_hidden_size",
+    ] {
+        if let Some(value) = json[length].as_u64() {
+            json[length] = (value * factor).into();
+        }
+    }
+}
+
 /// Copies the golden model `name` with all vectors `factor` times as long, and for texts of 256
 /// tokens.
 fn grown(name: &str, factor: usize) -> TempDir {
@@ -229,23 +255,14 @@ fn grown(name: &str, factor: usize) -> TempDir {
     let directory = tempfile::Builder::new().prefix(&format!("grown-{name}-")).tempdir().unwrap();
     copy(&golden(name), directory.path());
     let path = |file: &str| directory.path().join(file);
-    for sizes in [
-        ["hidden_size", "intermediate_size", "max_position_embeddings"],
-        ["dim", "hidden_dim", "max_position_embeddings"],
-    ] {
-        change_json(&path("config.json"), |json| {
-            for size in sizes {
-                if let Some(value) = json[size].as_u64() {
-                    let grown = if size.starts_with("max") {
-                        POSITIONS as u64 + 2
-                    } else {
-                        value * factor as u64
-                    };
-                    json[size] = grown.into();
-                }
-            }
-        });
-    }
+    change_json(&path("config.json"), |json| {
+        json["max_position_embeddings"] = (POSITIONS as u64 + 2).into();
+        grow(json, factor as u64);
+        let layers = json.get_mut("per_layer_config").and_then(Value::as_object_mut);
+        for (_, layer) in layers.into_iter().flatten() {
+            grow(layer, factor as u64);
+        }
+    });
     change_json(&path("1_Pooling/config.json"), |json| {
         json["embedding_dimension"] =
             (json["embedding_dimension"].as_u64().unwrap() * factor as u64).into();
@@ -259,11 +276,15 @@ fn grown(name: &str, factor: usize) -> TempDir {
         .iter()
         .map(|(name, view)| {
             let mut shape = view.shape().to_vec();
+            let is_table =
+                name.contains("embed") && !name.contains("projection") && shape.len() == 2;
+            // The last layer of a reranker has one output.
+            let fixed = ["relative_attention_bias.weight", "layer_scalar", "classifier.bias"];
             if name.contains("position_embeddings") {
                 shape = vec![POSITIONS + 2, shape[1] * factor];
-            } else if name.contains("embedding") && shape.len() == 2 {
+            } else if is_table || name == "classifier.weight" {
                 shape[1] *= factor;
-            } else if !name.contains("relative_attention_bias") {
+            } else if !fixed.iter().any(|fixed| name.ends_with(fixed)) {
                 shape.iter_mut().for_each(|length| *length *= factor);
             }
             let bytes = shape.iter().product::<usize>() * 4;
@@ -307,10 +328,32 @@ fn estimate_is_within_ten_percent_of_measurement() {
         for (stored, run) in RUNS {
             wrong.extend(judge(&packed(source.path(), stored), run));
         }
+        if name == "tiny-bert-mean" {
+            wrong.extend(judge(
+                &packed(source.path(), package::Precision::Int4Table),
+                Precision::Int8,
+            ));
+        }
         let tiny = packed(&golden(name), package::Precision::F32);
         wrong.extend(judge(&tiny, Precision::F32));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_golden_family_is_measured() {
+    // A static embedding has no configuration.
+    let family = |name: &str| {
+        let config = fs::read(golden(name).join("config.json")).ok()?;
+        let config: Value = serde_json::from_slice(&config).unwrap();
+        Some(config["model_type"].as_str().unwrap().to_owned())
+    };
+    let names = fs::read_dir(golden("")).unwrap().map(|entry| entry.unwrap().file_name());
+    let names = names.map(|name| name.into_string().unwrap());
+    let all: BTreeSet<_> =
+        names.filter(|name| name.starts_with("tiny-")).filter_map(|name| family(&name)).collect();
+    let measured: BTreeSet<_> = GROWN.iter().filter_map(|(name, _)| family(name)).collect();
+    assert_eq!(measured, all);
 }
 
 #[test]
@@ -332,5 +375,7 @@ fn estimate_of_minilm_is_within_ten_percent() {
     let package = packed(&source, package::Precision::F32);
     let runs = [Precision::F32, Precision::Bf16, Precision::Int8];
     let wrong = runs.iter().filter_map(|&run| judge(&package, run));
+    let int4_table = packed(&source, package::Precision::Int4Table);
+    let wrong = wrong.chain(judge(&int4_table, Precision::Int8));
     assert_eq!(wrong.collect::<Vec<_>>(), Vec::<String>::new());
 }

@@ -16,9 +16,11 @@ use caxton::telemetry::log::Message;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use crate::reranker::root_with_reranker;
 use crate::support::packages::{
     ask, dropped, entry, set_record, until_answers, until_gone, until_looked, until_quarantined,
 };
+use crate::support::signing::Signer;
 use crate::support::{Answer, Daemon, EMBEDDINGS, Root, STRANGER, pack, skipped};
 
 /// A key, and the function that changes it and observes the effect.
@@ -34,8 +36,10 @@ struct Group {
     rows: &'static [Row],
 }
 
-const GROUPS: &[Group] =
-    &[NAMES, FALLBACKS, MEMORY, PRESSURE, QUEUE, STORE, ADMINS, STOP, FIXED, RANKS];
+const GROUPS: &[Group] = &[
+    NAMES, FALLBACKS, MEMORY, EXPECTED, PRESSURE, QUEUE, STORE, ADMINS, UNSIGNED, STOP, FIXED,
+    RANKS, RERANKS,
+];
 
 #[test]
 fn every_live_key_takes_effect() {
@@ -353,6 +357,38 @@ const MEMORY: Group = Group {
     ],
 };
 
+/// A model that was used in every hour of the past weeks.
+const EXPECTED: Group = Group {
+    root: || {
+        let daemon = Root::with_other().start();
+        until_answers(&daemon, "other");
+        let root = daemon.stop();
+        let path = root.state().join("usage.json");
+        let mut file: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        for counts in file["models"].as_object_mut().unwrap().values_mut() {
+            // Each bit is a week. The last one is this week: the model was not used in it yet.
+            let hours = vec![0xfffe_u16; 168];
+            let profile = &mut counts["habit"];
+            if profile.is_object() {
+                profile["used"] = json!(hours);
+                profile["first"] = json!(0);
+            }
+        }
+        fs::write(path, file.to_string()).unwrap();
+        root.with("memory.preload_expected", json!(false))
+    },
+    prepare: nothing,
+    rows: &[("memory.preload_expected", |daemon| {
+        // Expected models are also loaded when a change is applied.
+        change(daemon, "memory.max_loaded_models", json!(3));
+        assert_ne!(other(daemon)["residency"], "resident");
+        let count = daemon.log().len();
+        change(daemon, "memory.preload_expected", json!(true));
+        until_other(daemon, "resident");
+        daemon.wait_event_after(count, Message::ModelLoading, &["model=other@2+", "probability"]);
+    })],
+};
+
 /// Memory pressure: the limit is four times the memory in use.
 const PRESSURE: Group = Group {
     root: || {
@@ -500,7 +536,7 @@ fn refusals(daemon: &Daemon) -> Vec<u16> {
 fn gathering_time(daemon: &Daemon) -> Duration {
     let short = br#"{"input":"a text"}"#;
     let mut long = daemon.connect();
-    long.ask("POST", EMBEDDINGS, &[], long_request(1024).as_bytes());
+    long.ask("POST", EMBEDDINGS, &[], long_request(2048).as_bytes());
     let mut pair = [daemon.connect(), daemon.connect()];
     for connection in &mut pair {
         connection.ask("POST", EMBEDDINGS, &[], short);
@@ -640,6 +676,26 @@ fn installs(daemon: &Daemon, id: &str, version: &str) -> bool {
     daemon.connect().request("POST", "/api/packages", &[], &package).status == 200
 }
 
+/// A model that was installed before there was a key.
+const UNSIGNED: Group = Group {
+    root: || {
+        let daemon = Root::new().with("memory.fallback_strategy", json!("strict")).start();
+        assert!(installs(&daemon, "old", "1"));
+        let root = daemon.stop();
+        Signer::new().trust(&root, "site.pub", "");
+        root
+    },
+    prepare: nothing,
+    rows: &[("packages.disable_unsigned", |daemon| {
+        assert_eq!(ask(daemon, "old").status, 200);
+        change(daemon, "packages.disable_unsigned", json!(true));
+        daemon.until("a disabled model", || (ask(daemon, "old").status == 503).then_some(()));
+        assert_eq!(daemon.package("old")["status"], "disabled");
+        change(daemon, "packages.disable_unsigned", json!(false));
+        until_answers(daemon, "old");
+    })],
+};
+
 /// Administrators.
 const ADMINS: Group = Group {
     root: || {
@@ -729,14 +785,30 @@ const RANKS: Group = Group {
     root: Root::with_other,
     prepare: nothing,
     rows: &[("memory.dynamic_selection", |daemon| {
-        let model = |daemon: &Daemon| {
-            let answer = daemon.post("/v1/rank", &json!({ "query": "a", "documents": ["b", "c"] }));
-            assert_eq!(answer.status, 200, "{answer:?}");
-            answer.json()["model"].clone()
-        };
-        assert_eq!(model(daemon), "bundled-mini");
+        assert_eq!(ranks(daemon), "bundled-mini");
         change(daemon, "memory.dynamic_selection", json!(true));
         // `other` was made for questions and documents.
-        assert_eq!(model(daemon), "other");
+        assert_eq!(ranks(daemon), "other");
     })],
 };
+
+/// Requests that rank texts, with a reranker among the models.
+const RERANKS: Group = Group {
+    root: root_with_reranker,
+    prepare: nothing,
+    rows: &[("memory.rerank_model", |daemon| {
+        assert_eq!(ranks(daemon), "bundled-mini");
+        change(daemon, "memory.rerank_model", json!("reranker"));
+        assert_eq!(ranks(daemon), "reranker");
+        // The default model answers for a reranker that is not installed.
+        change(daemon, "memory.rerank_model", json!("nowhere"));
+        assert_eq!(ranks(daemon), "bundled-mini");
+    })],
+};
+
+/// Returns the model that answers a request to rank texts without a model name.
+fn ranks(daemon: &Daemon) -> Value {
+    let answer = daemon.post("/v1/rank", &json!({ "query": "a", "documents": ["b", "c"] }));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer.json()["model"].clone()
+}

@@ -76,7 +76,8 @@ fn pinned_model_is_unloaded_only_after_unpinning() {
     assert!(other["peak_bytes"].as_u64() > other["weight_bytes"].as_u64(), "{other}");
     assert_eq!((&other["priority"], &other["expires_in_seconds"]), (&json!(3), &Value::Null));
 
-    refused(&call(&daemon, "DELETE", "/api/memory/models/other", ""), 409, "pinned", None, &[]);
+    let pinned = call(&daemon, "DELETE", "/api/memory/models/other", "");
+    refused(&pinned, 409, "pinned", None, &["caxton memory load other --unpin"]);
     assert_eq!(load_other(&daemon, false), true);
     let unloaded = call(&daemon, "DELETE", "/api/memory/models/other", "").json();
     assert_eq!(unloaded["was_resident"], true);
@@ -121,6 +122,8 @@ fn invalid_memory_requests_are_rejected() {
         ("POST", "/api/memory/flush", r#"{"idle_for":"1m","caches_only":true}"#, "idle_for"),
         ("POST", "/api/memory/load", r#"{"models":[]}"#, "models"),
         ("POST", "/api/memory/load", many.as_str(), "models"),
+        ("POST", "/api/memory/load", r#"{"models":["m"],"wait":"2"}"#, "wait"),
+        ("POST", "/api/memory/models/other/load", r#"{"wait":"301s"}"#, "wait"),
         ("DELETE", "/api/memory/models/other?force=yes", "", "force"),
         ("DELETE", "/api/memory/models/other?forced=true", "", "forced"),
         ("GET", "/api/memory/status?sort=age", "", "sort"),
@@ -162,6 +165,22 @@ fn list_of_models_is_loaded_with_each_result() {
 }
 
 #[test]
+fn load_beyond_its_wait_is_answered_and_continues() {
+    let daemon = root().start();
+    let path = "/api/memory/models/other/load";
+    // No load ends within a wait of 0.
+    let early = call(&daemon, "POST", path, r#"{"wait":"0s"}"#);
+    refused(&early, 503, "model_loading", None, &["other"]);
+    assert!(early.header("retry-after").is_some(), "{early:?}");
+    daemon.until("the load to end", || {
+        (model(&memory(&daemon), "other")["residency"] == "resident").then_some(())
+    });
+    let body = r#"{"models":["other","bundled-mini"],"wait":"0s"}"#;
+    assert_eq!(call(&daemon, "POST", "/api/memory/load", body).json()["loaded"], 2);
+    daemon.stop();
+}
+
+#[test]
 fn status_sums_and_sorts_models() {
     let daemon = root().start();
     assert_eq!(embed(&daemon, "other").status, 200);
@@ -177,6 +196,8 @@ fn status_sums_and_sorts_models() {
     };
     assert!(bytes(&by_memory).is_sorted_by(|a, b| a >= b), "{by_memory}");
     assert_eq!(by_memory["total_loaded_bytes"], bytes(&by_memory).iter().sum::<u64>());
+    let counts = json!({ "loaded": 2, "loading": 0, "unloading": 0, "error": 0 });
+    assert_eq!(by_memory["model_counts"], counts);
     let percent = by_memory["used_percent"].as_f64().unwrap();
     assert!(percent > 0.0 && percent <= 100.0, "{percent}");
     let by_name = status("name");

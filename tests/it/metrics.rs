@@ -50,6 +50,7 @@ fn series_exist_at_first_scrape_without_loading_models() {
         r#"caxton_request_duration_seconds_count{stage="total"}"#,
         r#"caxton_batch_texts_count"#,
         r#"caxton_model_requests_total{model_id="other",version="2",cache="hit"}"#,
+        r#"caxton_model_tokens_total{model_id="other",version="2"}"#,
         r#"caxton_model_load_time_seconds_count{model_id="other",version="2"}"#,
         r#"caxton_model_load_failures_total{model_id="bundled-mini",version="1"}"#,
         r#"caxton_model_validation_failures_total{model_id="other",version="2",failure_type="corrupt"}"#,
@@ -75,7 +76,7 @@ fn series_exist_at_first_scrape_without_loading_models() {
     for series in [
         r#"caxton_model_memory_usage_bytes{model_id="bundled-mini",version="1"}"#,
         r#"caxton_model_load_time_seconds_count{model_id="bundled-mini",version="1"}"#,
-        r#"caxton_model_install_duration_seconds_count"#,
+        r#"caxton_model_install_duration_seconds_count{status="installed"}"#,
         r#"caxton_model_install_total{status="installed"}"#,
         r#"caxton_model_last_used_timestamp_seconds{model_id="other",version="2"}"#,
         r#"caxton_disk_free_bytes"#,
@@ -127,10 +128,16 @@ fn requests_loads_and_refusals_are_counted() {
             1.0,
         ),
         (r#"caxton_model_install_total{status="malformed"}"#, 1.0),
+        (r#"caxton_model_install_duration_seconds_count{status="malformed"}"#, 1.0),
+        // No request has used this model.
+        (r#"caxton_model_tokens_total{model_id="bundled-mini",version="1"}"#, 0.0),
         (r#"caxton_model_resident{model_id="other",version="2"}"#, 0.0),
     ] {
         assert_eq!(samples.get(series), Some(&value), "{series}");
     }
+    let computed = samples[r#"caxton_model_tokens_total{model_id="other",version="2"}"#];
+    assert_eq!(computed, samples["caxton_batch_tokens_sum"]);
+    assert!(computed > 4.0, "{computed}");
     let total = samples[r#"caxton_request_duration_seconds_sum{stage="total"}"#];
     let inference = samples[r#"caxton_request_duration_seconds_sum{stage="inference"}"#];
     assert!(0.0 < inference && inference < total, "{inference} of {total}");

@@ -294,7 +294,7 @@ fn install_packs_a_source_directory() {
 #[test]
 fn packing_is_reproducible_and_prints_digest() {
     let place = Place::Alone(Root::without_bundled());
-    for precision in ["f32", "f16", "int8"] {
+    for precision in ["f32", "f16", "int8", "int4-table"] {
         let pack = |name: &str| {
             let output = place.path(name);
             let source = tiny();

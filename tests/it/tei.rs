@@ -265,3 +265,16 @@ fn info_reports_default_model_and_limits() {
     assert_eq!(daemon.get("/ping").status, 200);
     daemon.stop();
 }
+
+#[test]
+fn info_spells_last_token_like_tei() {
+    let root = Root::without_bundled().with("memory.embedding_model", json!("decoder"));
+    let package = pack("tiny-qwen3", "decoder", "1");
+    fs::write(root.bundled().join("decoder-1.model.tar.zst"), package).unwrap();
+    let daemon = root.start();
+    let info = daemon.get("/info").json();
+    assert_eq!(info["model_type"], json!({ "embedding": { "pooling": "last_token" } }));
+    let vector = &embed(&daemon, &json!({ "inputs": "a text", "prompt_name": "query" }))[0];
+    assert!((length(vector) - 1.0).abs() < 1e-5);
+    daemon.stop();
+}

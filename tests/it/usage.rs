@@ -79,6 +79,11 @@ fn stats_are_sorted_by_use_on_request() {
     assert!((1..=2).contains(&hours), "{used}");
     assert_eq!(used["previous_7_days"], 0);
     assert_eq!(stats(&daemon, "bundled-mini")["hours_used"], json!(null));
+    // Midnight may lie between the uses.
+    let daily = stats(&daemon, "other")["daily_requests"].clone();
+    let daily = Vec::from_iter(daily.as_array().unwrap().iter().map(|day| day.as_u64().unwrap()));
+    assert_eq!((daily.len(), daily[12] + daily[13]), (14, 3));
+    assert_eq!(stats(&daemon, "bundled-mini")["daily_requests"], json!(null));
     daemon.stop();
 }
 
@@ -197,5 +202,9 @@ fn stats_command_prints_table_or_json() {
     assert_eq!(rows[2][..6], ["other", "2", "0", "0", "0", "0"], "{table}");
     let json: Value = serde_json::from_str(&run(&["model", "stats", "--json"])).unwrap();
     assert_eq!(json["models"][0]["requests"], 1);
+    use_other(&daemon);
+    let sorted: Value =
+        serde_json::from_str(&run(&["model", "stats", "--sort", "use", "--json"])).unwrap();
+    assert_eq!(sorted["models"][0]["id"], "other");
     daemon.stop();
 }

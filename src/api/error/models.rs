@@ -108,7 +108,11 @@ impl From<&EngineError> for ApiError {
                 let error = Self::of(StatusCode::PAYLOAD_TOO_LARGE, code, error);
                 Self { param: Some("input".to_owned()), ..error }
             }
-            EngineError::NoTokenStates => Self::of(StatusCode::FAILED_DEPENDENCY, code, error),
+            EngineError::NoTokenStates
+            | EngineError::NoScores
+            | EngineError::NoTokenHead { .. } => {
+                Self::of(StatusCode::FAILED_DEPENDENCY, code, error)
+            }
             EngineError::Tokenize(_)
             | EngineError::File { .. }
             | EngineError::Mismatch(_)

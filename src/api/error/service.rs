@@ -29,6 +29,21 @@ impl ApiError {
             EmbedError::ModelNotAllowed { tenant, model } => {
                 Self::model_not_allowed(&tenant, &model)
             }
+            EmbedError::Reranker { model } => {
+                let message = format!(
+                    "the model \"{model}\" is a reranker: it scores pairs of texts and computes no \
+                     vectors; send a query and documents to /rerank, or choose another model"
+                );
+                Self::new(StatusCode::BAD_REQUEST, "not_an_embedding_model", message)
+                    .with_param("model".to_owned())
+            }
+            EmbedError::NoHead { model, head } => {
+                let message = format!(
+                    "the model \"{model}\" has no {head} head, which this request needs; choose a \
+                     model that has one, such as bge-m3"
+                );
+                Self::wrong_task(message).with_param("model".to_owned())
+            }
             EmbedError::UnknownPrompt { model, prompt, known } => {
                 let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
                 let message =

@@ -19,8 +19,10 @@ use crate::models::Residency;
 use crate::models::catalog::Catalog;
 use crate::package::{Entries, Manifest, StoreEntry};
 
-/// Capabilities of every model, in Ollama's terms.
-const CAPABILITIES: [&str; 1] = ["embedding"];
+/// Returns the capabilities of a model, in Ollama's terms. Ollama has no word for a reranker.
+fn capabilities(manifest: &Manifest) -> Vec<&'static str> {
+    vec![manifest.task()]
+}
 
 pub(super) async fn tags(State(app): State<App>, viewer: TenantContext) -> Json<Tags> {
     let (catalog, entries) = (app.handle.catalog(), viewer.visible_models(&app));
@@ -33,7 +35,7 @@ pub(super) async fn tags(State(app): State<App>, viewer: TenantContext) -> Json<
             size: manifest.total_size(),
             digest: record.package_digest.to_string(),
             details: details(manifest),
-            capabilities: CAPABILITIES.to_vec(),
+            capabilities: capabilities(manifest),
         };
         names(entry, &entries, &catalog).into_iter().map(tag).collect::<Vec<_>>()
     };
@@ -106,7 +108,7 @@ pub(super) async fn show(
             app.handle.max_sequence_length(&manifest),
             record.manifest_digest.short(),
         ),
-        capabilities: CAPABILITIES.to_vec(),
+        capabilities: capabilities(&manifest),
         modified_at: time(record.installed_at.0),
     }))
 }

@@ -1,7 +1,7 @@
-//! Serves the dialect of text-embeddings-inference (TEI): `/embed`, `/embed_all`, `/similarity`,
-//! `/rerank`, `/tokenize`, `/decode`, `/info` and `/health`. `POST /` and `/invocations` (Amazon
-//! SageMaker) are `/embed`, and `/ping` is `/health`. `/embed_sparse` and `/predict` exist too, but
-//! no installed model can answer them.
+//! Serves the dialect of text-embeddings-inference (TEI): `/embed`, `/embed_all`, `/embed_sparse`,
+//! `/similarity`, `/rerank`, `/tokenize`, `/decode`, `/info` and `/health`. `POST /` and
+//! `/invocations` (Amazon SageMaker) are `/embed`, and `/ping` is `/health`. `/predict` exists too,
+//! but no installed model can answer it.
 //!
 //! Contains the specifics of TEI: answers that are bare lists, flat errors, and its status codes.
 //! The embedding service computes the vectors.
@@ -30,7 +30,7 @@ use super::wire::tei;
 use crate::engine::{self, Truncation};
 use crate::models::Residency;
 use crate::models::usage::recommend::TaskType;
-use crate::package::Precision;
+use crate::package::{Classifier, Manifest, Precision};
 use crate::service::{
     CheckedInput, EmbedRequest, Embeddings, Input, MAX_INPUTS, OutputKind, Prompt,
 };
@@ -95,9 +95,36 @@ async fn embed_all(
     caller: RequestContext,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let request: tei::EmbedAllRequest = read_json(&app, &caller, body).await?;
+    let answer = |embedded: &Embeddings| {
+        let texts = tei::TokenStates(embedded.token_rows().collect());
+        response::json(embedded.vectors.len(), &texts)
+    };
+    embed_tokens(&app, &caller, body, OutputKind::TokenStates, answer).await
+}
+
+async fn embed_sparse(
+    State(app): State<App>,
+    caller: RequestContext,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let answer = |embedded: &Embeddings| {
+        let texts = tei::SparseRows::new(embedded.sparse_rows());
+        response::json(embedded.vectors.len(), &texts)
+    };
+    embed_tokens(&app, &caller, body, OutputKind::Sparse, answer).await
+}
+
+/// Answers a request for an output of the tokens of texts.
+async fn embed_tokens(
+    app: &App,
+    caller: &RequestContext,
+    body: Body,
+    output: OutputKind,
+    answer: impl FnOnce(&Embeddings) -> Response + Send + 'static,
+) -> Result<Response, ApiError> {
+    let request: tei::EmbedTokensRequest = read_json(app, caller, body).await?;
     let embed = EmbedRequest {
-        output: OutputKind::TokenStates,
+        output,
         prompt: prompt(request.prompt_name),
         refuse_long: request.truncate == Some(false),
         truncation: truncation(request.truncation_direction),
@@ -105,13 +132,8 @@ async fn embed_all(
     };
     let embedded = app.service.embed(&caller.call, request.model.as_deref(), embed).await;
     let embedded = embedded.map_err(|error| ApiError::of_embed(error, "inputs"))?;
-    let mut response = write(&app, &caller, embedded, |embedded| {
-        let mut rows = embedded.rows();
-        let texts = embedded.tokens.iter().map(|tokens| rows.by_ref().take(tokens.used).collect());
-        response::json(embedded.vectors.len(), &tei::TokenStates(texts.collect()))
-    })
-    .await?;
-    // Token states are not vectors of a text and do not belong to an embedding space.
+    let mut response = write(app, caller, embedded, answer).await?;
+    // Outputs of tokens are not vectors of a text and do not belong to an embedding space.
     response.headers_mut().remove(EMBEDDING_SPACE);
     Ok(response)
 }
@@ -141,15 +163,12 @@ async fn similarity(
         query_param,
         documents_param,
         task_type: TaskType::Similarity,
+        may_rerank: false,
+        by_tokens: false,
     };
     let scores = rank::compare(&app, &caller, request.model.as_deref(), &comparison).await?;
     let response = Json(tei::Similarities(scores.similarities())).into_response();
     Ok(scores.set_headers(&caller, response))
-}
-
-async fn embed_sparse() -> ApiError {
-    let message = "no installed model gives sparse vectors; /embed gives dense ones".to_owned();
-    ApiError::wrong_task(message)
 }
 
 async fn predict() -> ApiError {
@@ -180,7 +199,7 @@ async fn info(State(app): State<App>, viewer: TenantContext) -> Result<Json<tei:
         model_sha: entry.record.manifest_digest.short(),
         model_dtype: dtype.to_owned(),
         served_model_name: manifest.id.to_string(),
-        model_type: tei::ModelType::Embedding { pooling: manifest.pooling.clone() },
+        model_type: model_type(manifest),
         max_concurrent_requests: settings.queue_size,
         max_input_length: app.handle.max_sequence_length(manifest),
         max_batch_tokens: settings.batch_tokens,
@@ -192,6 +211,28 @@ async fn info(State(app): State<App>, viewer: TenantContext) -> Result<Json<tei:
         sha: None,
         docker_label: None,
     }))
+}
+
+/// Returns a pooling in the spelling of TEI. Poolings that TEI does not have keep their names.
+fn pooling_name(pooling: &str) -> &str {
+    match pooling {
+        "lasttoken" => "last_token",
+        other => other,
+    }
+}
+
+/// Returns the task of a model. The name of a score is the one that transformers gives it.
+fn model_type(manifest: &Manifest) -> tei::ModelType {
+    match &manifest.classifier {
+        None => tei::ModelType::Embedding { pooling: pooling_name(&manifest.pooling).to_owned() },
+        Some(Classifier { labels, .. }) => {
+            let name = |label: usize| format!("LABEL_{label}");
+            tei::ModelType::Reranker {
+                id2label: (0..*labels).map(|label| (label.to_string(), name(label))).collect(),
+                label2id: (0..*labels).map(|label| (name(label), label)).collect(),
+            }
+        }
+    }
 }
 
 /// Returns the dtype in the spelling of `torch`.
@@ -208,7 +249,8 @@ fn stored_dtype(precision: Precision) -> &'static str {
     match precision {
         Precision::F32 => "float32",
         Precision::F16 => "float16",
-        Precision::Int8 => "int8",
+        // The format of the layers. The table of words has none in `torch`.
+        Precision::Int8 | Precision::Int4Table => "int8",
     }
 }
 

@@ -23,6 +23,9 @@ pub struct MemoryStatus {
     /// Memory of the weights of all models in `models`.
     #[serde(default)]
     pub total_loaded_bytes: u64,
+    /// Numbers of the models in `models` by their state.
+    #[serde(default)]
+    pub model_counts: ModelCounts,
     /// Memory in use.
     #[serde(flatten)]
     pub measured: MeasuredMemory,
@@ -38,6 +41,19 @@ pub struct MemoryStatus {
     pub models: Vec<ModelMemory>,
     /// Last actions against pressure, newest first.
     pub actions: Vec<MemoryAction>,
+}
+
+/// Numbers of models by their state. Models that were unloaded or evicted are in none of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelCounts {
+    /// Models in memory (`resident`).
+    pub loaded: usize,
+    /// Models that are being loaded.
+    pub loading: usize,
+    /// Models that drain before they are unloaded (`leaving`).
+    pub unloading: usize,
+    /// Models whose last load failed (`failed`).
+    pub error: usize,
 }
 
 /// Memory of this process and its control group, in bytes.
@@ -172,6 +188,10 @@ pub struct LoadModelRequest {
     /// Whether the model is excluded from eviction until the next start. If absent, the
     /// configuration decides.
     pub pinned: Option<bool>,
+    /// Longest wait for the load, such as `2m`; 30 s if absent, and at most 5 min. The load
+    /// continues afterwards.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wait: Option<String>,
 }
 
 /// Answer of `POST` and `DELETE` on `/api/memory/models/{id}`.
@@ -201,6 +221,9 @@ pub struct LoadModelsRequest {
     /// configuration decides.
     #[serde(default)]
     pub pinned: Option<bool>,
+    /// Longest wait for all loads together, as in [`LoadModelRequest`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait: Option<String>,
 }
 
 /// Answer of `POST /api/memory/load`.

@@ -194,7 +194,14 @@ pub struct Model {
     pub aliases: Vec<String>,
     /// Aliases for which this model is the canary and answers a part of the requests.
     pub canary_of: Vec<String>,
-    /// Length of the vectors.
+    /// Task: `embedding`, or `rerank` for a model that scores pairs of texts and computes no
+    /// vectors.
+    #[serde(default)]
+    pub task: String,
+    /// Heads for tokens: `sparse` and `multi-vector`; absent if the model has none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub token_heads: Vec<String>,
+    /// Length of the vectors; in a reranker, of the vector of its self-test.
     pub dimensions: usize,
     /// Smaller lengths for which the model was trained, ascending.
     #[serde(default)]
@@ -259,14 +266,21 @@ pub struct Package {
     pub arithmetic: Option<Arithmetic>,
     /// Requests in the queue of the model.
     pub waiting: usize,
-    /// Length of the vectors.
+    /// Task: `embedding`, or `rerank` for a model that scores pairs of texts and computes no
+    /// vectors.
+    #[serde(default)]
+    pub task: String,
+    /// Heads for tokens: `sparse` and `multi-vector`; absent if the model has none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub token_heads: Vec<String>,
+    /// Length of the vectors; in a reranker, of the vector of its self-test.
     pub dimensions: usize,
     /// Smaller lengths for which the model was trained, ascending.
     #[serde(default)]
     pub matryoshka_dimensions: Vec<usize>,
     /// Longest input in tokens.
     pub max_sequence_length: usize,
-    /// Type of the stored weights: `f32`, `f16` or `int8`.
+    /// Type of the stored weights: `f32`, `f16`, `int8` or `int4-table`.
     pub precision: String,
     /// `model_type` of the encoder.
     pub architecture: String,
@@ -503,6 +517,9 @@ pub struct ModelStats {
     pub use_by_hour: Option<Vec<f64>>,
     /// Hours with at least one use; `null` before the first use.
     pub hours_used: Option<HoursUsed>,
+    /// Requests of each of the last 14 days (UTC), the oldest day first and today last; `null`
+    /// before the first use.
+    pub daily_requests: Option<Vec<u64>>,
     /// Expected next use within a day.
     pub next_use: Option<NextUse>,
     /// Time of the first use, in seconds since 1970.

@@ -112,7 +112,7 @@ pub struct Tag {
     pub digest: String,
     /// Details of the model.
     pub details: Details,
-    /// Constant `embedding`.
+    /// Task of the model: `embedding` or `rerank`.
     pub capabilities: Vec<&'static str>,
 }
 
@@ -129,7 +129,7 @@ pub struct Details {
     pub families: Vec<String>,
     /// Always empty: packages do not state the number of parameters.
     pub parameter_size: &'static str,
-    /// Type of the stored weights: `f32`, `f16` or `int8`.
+    /// Type of the stored weights: `f32`, `f16`, `int8` or `int4-table`.
     pub quantization_level: &'static str,
 }
 
@@ -276,7 +276,7 @@ pub struct ShowResponse {
     pub details: Details,
     /// Further facts about the model, by name.
     pub model_info: BTreeMap<String, serde_json::Value>,
-    /// Constant `embedding`.
+    /// Task of the model: `embedding` or `rerank`.
     pub capabilities: Vec<&'static str>,
     /// Time of the installation.
     pub modified_at: String,

@@ -24,7 +24,7 @@ pub struct RankRequest {
     /// Name of the model; the default model when absent.
     #[serde(default)]
     pub model: Option<String>,
-    /// `semantic` (the default), `hybrid` or `keyword`.
+    /// `semantic` (the default), `multi-vector`, `hybrid` or `keyword`.
     #[serde(default)]
     pub mode: Option<String>,
     /// Whether the answer contains the documents.
@@ -43,7 +43,8 @@ pub struct RankResponse {
     pub object: String,
     /// Id of the model that answered; `null` for keywords.
     pub model: Option<String>,
-    /// `semantic`, `hybrid` or `keyword`. `keyword` is also the mode when no model could answer.
+    /// `semantic`, `cross-encoder` (the model is a reranker), `multi-vector`, `hybrid` or
+    /// `keyword`. `keyword` is also the mode when no model could answer.
     pub mode: String,
     /// Ranked documents, the best one first.
     pub results: Vec<RankedDocument>,
@@ -56,8 +57,8 @@ pub struct RankResponse {
 pub struct RankedDocument {
     /// Index of the document in the request.
     pub index: usize,
-    /// Score, higher is better: the cosine, the fused reciprocal ranks, or BM25's score, depending
-    /// on the mode.
+    /// Score, higher is better: the cosine, the score of the reranker, the mean of the best cosines
+    /// of the query's tokens, the fused reciprocal ranks, or BM25's score, depending on the mode.
     pub score: f32,
     /// The document, if it was requested.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -81,7 +82,8 @@ pub struct RerankRequest {
     /// Whether the answer to `documents` contains the documents; without effect on `/rerank`.
     #[serde(default)]
     pub return_documents: Option<bool>,
-    /// Whether scores are cosines. Otherwise they are mapped to 0 to 1.
+    /// Whether scores are the raw ones of a reranker, or cosines. Otherwise a reranker applies its
+    /// activation, and cosines are mapped to 0 to 1.
     #[serde(default)]
     pub raw_scores: bool,
     /// Whether the answer contains the texts.
@@ -90,6 +92,9 @@ pub struct RerankRequest {
     /// `false` or `"NONE"` refuses texts that are too long. Otherwise one end is cut off.
     #[serde(default)]
     pub truncate: Option<Truncate>,
+    /// `semantic` (the default) or `multi-vector`; not in the other APIs.
+    #[serde(default)]
+    pub mode: Option<String>,
     /// Name of the model; the default model when absent; not in TEI's API.
     #[serde(default)]
     pub model: Option<String>,
@@ -127,7 +132,8 @@ pub struct DocumentsResponse {
 pub struct RelevantDocument {
     /// Index of the document in the request.
     pub index: usize,
-    /// Score from 0 to 1, or the cosine if the request has `raw_scores`; higher is better.
+    /// Score, higher is better: from 0 to 1, unless the request has `raw_scores` or the reranker
+    /// has no activation.
     pub relevance_score: f32,
     /// The document, if it was requested.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -4,6 +4,8 @@
 //! <https://huggingface.github.io/text-embeddings-inference/>. Every request also accepts `model`,
 //! which TEI's API does not have.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::input;
@@ -35,10 +37,10 @@ pub struct EmbedRequest {
     pub dimensions: Option<usize>,
 }
 
-/// Body of `POST /embed_all`.
+/// Body of `POST /embed_all` and `POST /embed_sparse`.
 #[derive(Debug, Deserialize)]
-pub struct EmbedAllRequest {
-    /// Texts or token ids for whose tokens the states are returned.
+pub struct EmbedTokensRequest {
+    /// Texts or token ids whose tokens are computed.
     pub inputs: Input,
     /// Name of the model; the default model when absent; not in TEI's API.
     #[serde(default)]
@@ -138,9 +140,31 @@ pub struct DecodeRequest {
 #[derive(Debug, Serialize)]
 pub struct EmbeddingRows<'a>(pub Vec<&'a [f32]>);
 
-/// Answer of `POST /embed_all`: a state for each token of each text, `[texts, tokens, dimensions]`.
+/// Answer of `POST /embed_all`: a state or vector for each token of each text, `[texts, tokens,
+/// dimensions]`.
 #[derive(Debug, Serialize)]
 pub struct TokenStates<'a>(pub Vec<Vec<&'a [f32]>>);
+
+/// Answer of `POST /embed_sparse`: a sparse vector for each text.
+#[derive(Debug, Serialize)]
+pub struct SparseRows(pub Vec<Vec<SparseValue>>);
+
+/// Component of a sparse vector that is not 0.
+#[derive(Debug, Serialize)]
+pub struct SparseValue {
+    /// Token id.
+    pub index: u32,
+    /// Weight of the token.
+    pub value: f32,
+}
+
+impl SparseRows {
+    /// Builds the answer from the weights of each text by token id.
+    pub fn new(texts: impl Iterator<Item = BTreeMap<u32, f32>>) -> Self {
+        let component = |(index, value)| SparseValue { index, value };
+        Self(texts.map(|weights| weights.into_iter().map(component).collect()).collect())
+    }
+}
 
 /// Answer of `POST /similarity`: a cosine for each sentence.
 #[derive(Debug, Serialize)]
@@ -212,6 +236,13 @@ pub enum ModelType {
     Embedding {
         /// Method by which the states of the tokens become one vector.
         pooling: String,
+    },
+    /// Scores of pairs of texts.
+    Reranker {
+        /// Names of the scores, by number.
+        id2label: BTreeMap<String, String>,
+        /// Numbers of the scores, by name.
+        label2id: BTreeMap<String, usize>,
     },
 }
 

@@ -50,7 +50,7 @@ pub(super) struct Bench {
     /// file may have at most 5,000 texts of 64 KiB.
     #[arg(long, value_name = "PACKAGE|ID", conflicts_with_all = ["output", "rounds", "daemon"])]
     against: Option<PathBuf>,
-    /// File of texts, with one JSON string in each line.
+    /// File of texts, one in each line, as it is or as a JSON string.
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
     /// Measure the running daemon in place of a model in this process: several connections send

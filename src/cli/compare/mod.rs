@@ -30,7 +30,8 @@ pub(super) struct Compare {
     /// Second model.
     #[arg(value_name = "B")]
     b: PathBuf,
-    /// File of texts, with one JSON string in each line; at most 5,000 texts of 64 KiB.
+    /// File of texts, one in each line, as it is or as a JSON string; at most 5,000 texts of
+    /// 64 KiB.
     #[arg(long, value_name = "FILE")]
     texts: PathBuf,
     /// File of queries with a relevant text in each line: QUERY, tab, TEXT, and optionally a tab

@@ -61,15 +61,20 @@ pub(super) fn models(status: Option<&wire::DaemonStatus>) -> Check {
         };
         let name = quote(format!("{id}@{version}"));
         let action = match first.status.as_str() {
-            // A bundled model cannot be removed.
             "corrupt" if first.origin == "bundled" => {
                 "the daemon installs it again from packages.bundled_directory; if that fails: \
                  journalctl -u caxton -e, then repair the file there, or install the software \
                  package that contains it again"
                     .to_owned()
             }
+            "corrupt" if first.origin == "dropped" => {
+                "the daemon installs it again from its file in the drop directory; if that fails: \
+                 copy its package there again"
+                    .to_owned()
+            }
             "corrupt" => {
-                format!("sudo caxton model remove {name}; then install its package again")
+                "install its package again: sudo caxton model install PACKAGE.model.tar.zst"
+                    .to_owned()
             }
             "disabled" => enable(first, packages),
             _ => format!("sudo caxton memory load {name}; journalctl -u caxton -e"),
@@ -91,7 +96,8 @@ pub(super) fn models(status: Option<&wire::DaemonStatus>) -> Check {
 }
 
 /// Returns the repair of a disabled package. A missing key disables a signed package only. The
-/// other cause is that the id belongs to a bundled package; then a key does not help.
+/// other causes are that the id belongs to a bundled package, and a missing signature; then a key
+/// does not help.
 fn enable(disabled: &Package, packages: &[Package]) -> String {
     let Package { id, version, signed_by, .. } = disabled;
     let remove = format!("sudo caxton model remove {}", quote(format!("{id}@{version}")));
@@ -159,7 +165,8 @@ pub(super) fn signatures(status: Option<&wire::DaemonStatus>) -> Check {
                 unsigned.join(", ")
             ),
             format!(
-                "install the signed package, or: sudo caxton model remove {}",
+                "install the signed package, or: sudo caxton model remove {}; \
+                 packages.disable_unsigned: true ends the use of such models",
                 quote(&unsigned[0])
             ),
         ),
@@ -293,12 +300,14 @@ mod tests {
         assert(&judge(&status), Fail, "b@1: its weights", Some("memory load b@1"));
         status.packages[0].status = "corrupt".to_owned();
         let check = judge(&status);
-        assert(&check, Fail, "a@1: its files are damaged (and 1 more)", Some("remove a@1"));
-        // `model remove` refuses to remove a bundled model.
-        status.packages[0].origin = "bundled".to_owned();
-        let check = judge(&status);
-        assert(&check, Fail, "a@1: its files are damaged", Some("packages.bundled_directory"));
-        assert!(!check.action.unwrap().contains("remove"));
+        let found = "a@1: its files are damaged (and 1 more)";
+        assert(&check, Fail, found, Some("its file in the drop directory"));
+        for (origin, action) in
+            [("bundled", "packages.bundled_directory"), ("installed", "caxton model install ")]
+        {
+            status.packages[0].origin = origin.to_owned();
+            assert(&judge(&status), Fail, found, Some(action));
+        }
     }
 
     #[test]
@@ -354,6 +363,7 @@ mod tests {
         assert(&signatures(None), Skipped, "does not answer", None);
         status.unsigned = vec!["a@1".to_owned(), "b@1".to_owned()];
         assert(&signatures(Some(&status)), Warn, "a@1, b@1", Some("remove a@1"));
+        assert(&signatures(Some(&status)), Warn, "b@1", Some("packages.disable_unsigned: true"));
         status.packages[1].status = "disabled".to_owned();
         status.packages[1].problem = Some("its key was removed".to_owned());
         status.packages[1].signed_by = Some("KEY (site.pub)".to_owned());
@@ -362,7 +372,7 @@ mod tests {
         assert(&judge(&status), Warn, "b@1", Some("restore the file of its key"));
         status.packages[0].status = "corrupt".to_owned();
         let check = judge(&status);
-        assert(&check, Fail, "a@1: its files are damaged (and 1 more)", Some("remove a@1"));
+        assert(&check, Fail, "a@1: its files are damaged (and 1 more)", Some("drop directory"));
     }
 
     #[test]

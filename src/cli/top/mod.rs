@@ -176,8 +176,8 @@ async fn execute(socket: &Path, order: &TopCommand) -> anyhow::Result<String> {
         TopCommand::Quit => String::new(),
         TopCommand::Load { model, pinned } => {
             let path = format!("{}/load", path(model));
-            let moved: ResidencyChange =
-                client.post(&path, &LoadModelRequest { pinned: *pinned }).await?;
+            let request = LoadModelRequest { pinned: *pinned, wait: None };
+            let moved: ResidencyChange = client.post(&path, &request).await?;
             let is = match pinned {
                 None => "is loaded",
                 Some(true) => "is pinned",

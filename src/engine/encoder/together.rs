@@ -12,12 +12,12 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use super::super::attention::AttentionOutput;
-use super::super::config::HiddenActivation;
-use super::super::layer::{Layer, LayerDims, LayerNorm};
+use super::super::layer::{FeedForward, Layer, LayerDims, Norm};
 use super::super::linear::{Backend, KernelSession, Linear, Operand, ROWS};
 use super::super::scratch::{BLOCK, PassBuffers, PreparedRows, SharedScratch, ThreadScratch};
 use super::super::simd::{PANEL_WIDTH, rowwise};
-use super::Encoder;
+use super::feed_forward::{multiply_wide, wide_panels};
+use super::{Encoder, TextStarts};
 
 /// Minimum number of rows of an item. A thread needs about as long to compute them as to fetch the
 /// item.
@@ -36,7 +36,7 @@ pub(in crate::engine) struct ThreadTeam<'a> {
 impl ThreadTeam<'_> {
     /// Calls `run` for each of `items`, on all threads. Returns when all items are done. A thread
     /// that is busy elsewhere and starts late does not delay the return.
-    fn for_each<T: Send>(
+    pub(super) fn for_each<T: Send>(
         &mut self,
         items: impl ExactSizeIterator<Item = T> + Send,
         run: impl Fn(&KernelSession, &mut ThreadScratch, T) + Sync,
@@ -74,7 +74,7 @@ impl ThreadTeam<'_> {
     }
 
     /// Returns the number of rows of an item, for a step over `count` rows.
-    fn rows_each(&self, count: usize) -> usize {
+    pub(super) fn rows_each(&self, count: usize) -> usize {
         count.div_ceil(ITEMS * self.scratches.len()).max(LEAST_ROWS)
     }
 
@@ -85,39 +85,20 @@ impl ThreadTeam<'_> {
         rows.div_ceil(parts).next_multiple_of(ROWS)
     }
 
-    /// Prepares `values` as an operand of `linear`: converts or quantizes its rows on all threads.
-    fn operand<'a>(
+    /// Divides a product with `panels` panels of outputs into items, and calls `run` for each: with
+    /// the panel, the part of `operand`, and the rows of `results` for it. `results` are
+    /// `[panels, padded rows, 32]`.
+    fn for_each_panel(
         &mut self,
-        linear: &Linear,
-        values: &'a [f32],
-        stride: usize,
-        count: usize,
-        inputs: &'a mut PreparedRows,
-    ) -> Operand<'a> {
-        let each = self.rows_each(count);
-        let rows = inputs.rows_mut(linear, stride, count, each);
-        let items = rows.into_iter().zip(values[..count * stride].chunks(each * stride));
-        self.for_each(items, |session, _, (rows, values)| {
-            rows.fill(session, linear, values, stride)
-        });
-        inputs.prepared(linear, values, stride, count)
-    }
-
-    /// Multiplies with every panel of `linear`. Writes the results to `results`,
-    /// `[panels, padded rows, 32]`. Applies bias and activation if there is an `activation`;
-    /// otherwise the results are without bias.
-    fn multiply(
-        &mut self,
-        linear: &Linear,
         operand: &Operand<'_>,
+        panels: usize,
         results: &mut [f32],
-        activation: Option<HiddenActivation>,
+        run: impl Fn(&KernelSession, &mut ThreadScratch, usize, Operand<'_>, &mut [f32]) + Sync,
     ) {
         let padded = operand.rows.next_multiple_of(ROWS);
-        let step = self.rows_of_part(padded, linear.panels());
-        let panels =
-            results[..linear.panels() * padded * PANEL_WIDTH].chunks_mut(padded * PANEL_WIDTH);
-        let items: Vec<_> = panels
+        let step = self.rows_of_part(padded, panels);
+        let of_panels = results[..panels * padded * PANEL_WIDTH].chunks_mut(padded * PANEL_WIDTH);
+        let items: Vec<_> = of_panels
             .enumerate()
             .flat_map(|(panel, results)| {
                 let parts =
@@ -127,18 +108,16 @@ impl ThreadTeam<'_> {
             .collect();
         self.for_each(items.into_iter(), |session, scratch, (panel, first, results)| {
             let operand = operand.part(first, step.min(operand.rows - first));
-            match activation {
-                None => {
-                    linear.multiply_panel(session, operand, results, panel, panel + 1);
-                }
-                Some(_) => {
-                    scratch.block.reserve(BLOCK * PANEL_WIDTH);
-                    let block = scratch.block.f32s_mut();
-                    let (block, bias) =
-                        linear.multiply_panel(session, operand, block, panel, panel + 1);
-                    rowwise::store_f32(session.isa, block, bias, activation, results, PANEL_WIDTH);
-                }
-            }
+            run(session, scratch, panel, operand, results);
+        });
+    }
+
+    /// Multiplies with every panel of `linear`. Writes the results without bias to `results`,
+    /// `[panels, padded rows, 32]`.
+    fn multiply(&mut self, linear: &Linear, operand: &Operand<'_>, results: &mut [f32]) {
+        let panels = linear.panels();
+        self.for_each_panel(operand, panels, results, |session, _, panel, operand, results| {
+            linear.multiply_panel(session, operand, results, panel, panel + 1);
         });
     }
 }
@@ -153,6 +132,21 @@ fn gather(parts: &[f32], stride: usize, width: usize, rows: Range<usize>, out: &
     }
 }
 
+/// Rows of a block of the residual stream.
+struct BlockRows<'a> {
+    /// Token vectors with the padding rows.
+    x: &'a mut [f32],
+    /// Number of rows without padding.
+    rows: usize,
+}
+
+/// Product whose inputs are token vectors, and the norm that applies to them before.
+#[derive(Clone, Copy)]
+struct HiddenInput<'a> {
+    linear: &'a Linear,
+    norm: Option<&'a Norm>,
+}
+
 impl Encoder {
     /// Computes the token vectors of `texts`, concatenated, in the residual stream of `states`.
     ///
@@ -164,7 +158,8 @@ impl Encoder {
         states: &mut PassBuffers,
         shared: &mut SharedScratch,
     ) {
-        let count = texts.iter().map(|text| text.len()).sum();
+        let rows = TextStarts::new(texts.iter().map(|text| text.len()));
+        let count = rows.rows();
         states.reserve(&self.shape, count);
         shared.reserve(&self.shape);
         let mut x = states.x.f32s_mut();
@@ -175,44 +170,77 @@ impl Encoder {
         team.for_each(texts_x.into_iter(), |session, scratch, (text, x)| {
             self.embed(session, scratch, text, x);
         });
+        states.keep_embeddings(count * self.row());
         for layer in &self.layers {
-            self.project_together(team, layer, count, states, &mut shared.inputs);
-            self.attend_together(team, texts, count, states);
+            self.project_together(team, layer, &rows, states, shared);
+            self.attend_together(team, layer, &rows, states);
             for first in (0..count).step_by(BLOCK) {
                 let block = first..count.min(first + BLOCK);
                 self.finish_together(team, layer, count, block, states, shared);
             }
         }
+        if self.final_norm.is_some() {
+            let each = team.rows_each(count) * self.row();
+            let x = states.x.f32s_mut()[..count * self.row()].chunks_mut(each);
+            team.for_each(x, |session, _, x| self.complete(session, x));
+        }
     }
 
-    /// Writes the queries, keys and values of `count` rows.
+    /// Prepares `rows` rows of `x` as an operand of `input`: normalizes them into `normed` if the
+    /// input has a norm, and converts or quantizes them, on all threads.
+    fn operand_together<'a>(
+        &self,
+        team: &mut ThreadTeam<'_>,
+        input: HiddenInput<'_>,
+        (x, rows): (&'a [f32], usize),
+        normed: &'a mut [f32],
+        inputs: &'a mut PreparedRows,
+    ) -> Operand<'a> {
+        let HiddenInput { linear, norm } = input;
+        let row = self.row();
+        let each = team.rows_each(rows);
+        let prepared = inputs.rows_mut(linear, row, rows, each);
+        let items = prepared.into_iter().zip(x[..rows * row].chunks(each * row));
+        let Some(norm) = norm else {
+            team.for_each(items, |session, _, (prepared, x)| {
+                prepared.fill(session, linear, x, row);
+            });
+            return inputs.prepared(linear, x, row, rows);
+        };
+        let items = items.zip(normed[..rows * row].chunks_mut(each * row));
+        team.for_each(items, |session, _, ((prepared, x), normed)| {
+            normed.copy_from_slice(x);
+            norm.apply(session, normed, row, self.epsilon);
+            prepared.fill(session, linear, normed, row);
+        });
+        inputs.prepared(linear, normed, row, rows)
+    }
+
+    /// Writes the queries, keys and values of the rows of `texts`.
     fn project_together(
         &self,
         team: &mut ThreadTeam<'_>,
         layer: &Layer,
-        count: usize,
+        texts: &TextStarts,
         states: &mut PassBuffers,
-        inputs: &mut PreparedRows,
+        shared: &mut SharedScratch,
     ) {
-        let row = self.row();
-        let stride = self.shape.head_stride(count);
-        let panels = self.packing.dims.padded_head / PANEL_WIDTH;
-        let linear = &layer.states;
+        let count = texts.rows();
+        let stride = self.shape.head_stride(&layer.dims, count);
+        let SharedScratch { normed, inputs, .. } = shared;
+        let input = HiddenInput { linear: &layer.states, norm: layer.input_norm.as_ref() };
         for first in (0..count).step_by(BLOCK) {
-            let block_rows = BLOCK.min(count - first);
-            let x = &states.x.f32s()[first * row..];
-            let operand = team.operand(linear, x, row, block_rows, inputs);
+            let rows = BLOCK.min(count - first);
+            let x = &states.x.f32s()[first * self.row()..];
+            let operand = self.operand_together(team, input, (x, rows), normed.f32s_mut(), inputs);
             let heads = states.heads.groups_mut().chunks_mut(stride);
-            let heads = heads.take(3 * self.packing.dims.heads).enumerate();
-            team.for_each(heads, |session, scratch, (head, states)| {
-                scratch.block.reserve(BLOCK * PANEL_WIDTH);
-                for panel in 0..panels {
-                    let of_all = head * panels + panel;
-                    let block = scratch.block.f32s_mut();
-                    let results =
-                        linear.multiply_panel(session, operand, block, of_all, of_all + 1);
-                    self.store_states(session, states, first, panel, results);
-                }
+            let heads = heads.take(layer.dims.all_heads()).enumerate();
+            team.for_each(heads, |session, scratch, states| {
+                let ThreadScratch { block, head, .. } = scratch;
+                block.reserve(self.shape.block());
+                head.reserve(self.shape.head_block());
+                let scratch = (block.f32s_mut(), head.f32s_mut());
+                self.project_head(layer, session, operand, scratch, (texts, first), states);
             });
         }
     }
@@ -221,35 +249,31 @@ impl Encoder {
     fn attend_together(
         &self,
         team: &mut ThreadTeam<'_>,
-        texts: &[&[u32]],
-        count: usize,
+        layer: &Layer,
+        texts: &TextStarts,
         states: &mut PassBuffers,
     ) {
-        let LayerDims { heads, padded_head: width, .. } = self.packing.dims;
-        let groups = self.shape.head_groups();
+        let LayerDims { heads, padded_head: width, .. } = layer.dims;
+        let (count, number) = (texts.rows(), texts.iter().count());
+        let groups = self.shape.head_groups(&layer.dims);
         let attended = states.attended.f32s_mut().chunks_mut(count * width).take(heads);
         let mut items = Vec::new();
         for (head, mut attended) in attended.enumerate() {
-            let mut first = 0;
-            for text in texts {
-                let step = team.rows_of_part(text.len(), heads * texts.len());
+            for text in texts.iter() {
+                let step = team.rows_of_part(text.len(), heads * number);
                 for query in (0..text.len()).step_by(step) {
                     let queries = query..text.len().min(query + step);
                     let out = attended.split_off_mut(..queries.len() * width).unwrap_or_default();
-                    items.push((head, first, text.len(), queries, out));
+                    items.push((head, text.clone(), queries, out));
                 }
-                first += text.len();
             }
         }
         let states = states.heads.groups();
-        team.for_each(
-            items.into_iter(),
-            |session, scratch, (head, first, length, queries, out)| {
-                let heads = self.heads(&states[first * groups..], count, length);
-                let memory = &mut scratch.attention;
-                heads.attend(session, memory, head, queries, &mut AttentionOutput::F32(out), width);
-            },
-        );
+        team.for_each(items.into_iter(), |session, scratch, (head, text, queries, out)| {
+            let heads = self.heads(layer, &states[text.start * groups..], (count, text.len()));
+            let memory = &mut scratch.attention;
+            heads.attend(session, memory, head, queries, &mut AttentionOutput::F32(out), width);
+        });
     }
 
     /// Computes the part of a layer after attention for the rows of `block`, in place.
@@ -262,74 +286,136 @@ impl Encoder {
         states: &mut PassBuffers,
         shared: &mut SharedScratch,
     ) {
-        let LayerDims { row, padded_head, padded_intermediate, .. } = self.packing.dims;
-        let inner = self.packing.dims.inner();
-        let SharedScratch { results, gathered, inputs } = shared;
+        let LayerDims { padded_head, padded_intermediate, .. } = layer.dims;
+        let (row, inner) = (self.row(), layer.dims.inner());
+        let SharedScratch { results, gathered, normed, inputs } = shared;
         let (first, rows) = (block.start, block.len());
         let padded = rows.next_multiple_of(ROWS);
         let x = &mut states.x.f32s_mut()[first * row..][..padded * row];
-        let results = results.f32s_mut();
+        let (results, normed) = (results.f32s_mut(), normed.f32s_mut());
 
         let attended = &states.attended.f32s()[first * padded_head..];
         let gathered = gathered.f32s_mut();
         let source = (attended, count * padded_head, padded_head);
         let operand =
             gather_together(team, &layer.attended, source, gathered, (inner, rows), inputs);
-        team.multiply(&layer.attended, &operand, results, None);
-        let add = ResidualAddend { linear: &layer.attended, norm: &layer.attended_norm, results };
-        self.add_together(team, &add, x, rows, Some((&layer.wide, inputs)));
+        team.multiply(&layer.attended, &operand, results);
+        let norm = layer.attended_norm.as_ref();
+        let add = ResidualAddend { linear: &layer.attended, norm, results };
+        let products = match &layer.feed_forward {
+            FeedForward::Dense(products) => products,
+            FeedForward::Experts(experts) => {
+                self.add_together(team, &add, BlockRows { x: &mut *x, rows }, normed, None);
+                return self.add_experts_together(team, (layer, experts), (x, rows), results);
+            }
+        };
+        let input = HiddenInput { linear: &products.wide, norm: layer.wide_norm.as_ref() };
+        let next = Some((input, &mut *inputs));
+        self.add_together(team, &add, BlockRows { x: &mut *x, rows }, normed, next);
 
-        let operand = inputs.prepared(&layer.wide, x, row, rows);
-        team.multiply(&layer.wide, &operand, results, Some(self.activation));
+        let values = if input.norm.is_some() { &*normed } else { &*x };
+        let operand = inputs.prepared(input.linear, values, row, rows);
+        let panels = wide_panels(layer);
+        team.for_each_panel(&operand, panels, results, |session, scratch, panel, operand, out| {
+            scratch.block.reserve(self.shape.block());
+            let block = scratch.block.f32s_mut();
+            let results = multiply_wide((layer, input.linear), session, operand, block, panel);
+            results.store_f32(session, layer.activation, out, PANEL_WIDTH);
+        });
         let source = (&*results, padded * PANEL_WIDTH, PANEL_WIDTH);
-        let width = padded_intermediate;
-        let operand = gather_together(team, &layer.narrow, source, gathered, (width, rows), inputs);
-        team.multiply(&layer.narrow, &operand, results, None);
-        let add = ResidualAddend { linear: &layer.narrow, norm: &layer.norm, results };
-        self.add_together(team, &add, x, rows, None);
+        let (narrow, width) = (&products.narrow, padded_intermediate);
+        let operand = gather_together(team, narrow, source, gathered, (width, rows), inputs);
+        team.multiply(narrow, &operand, results);
+        let add = ResidualAddend { linear: narrow, norm: layer.norm.as_ref(), results };
+        self.add_together(team, &add, BlockRows { x: &mut *x, rows }, normed, None);
+
+        let Some(step) = &layer.per_layer else { return };
+        let each = team.rows_each(rows).next_multiple_of(ROWS) * row;
+        let embeddings = &states.embeddings.f32s()[first * row..][..padded * row];
+        let items = x.chunks_mut(each).zip(embeddings.chunks(each)).enumerate();
+        team.for_each(items, |session, scratch, (index, (x, embeddings))| {
+            let count = rows.saturating_sub(index * each / row).min(each / row);
+            self.add_per_layer(layer, step, session, scratch, embeddings, (x, count));
+        });
     }
 
-    /// Adds the results of a product to `rows` rows of `x`, applies LayerNorm, and prepares the
-    /// rows for the next product, if there is one.
+    /// Adds the results of a product to the rows of `block`, applies the norm of the product, and
+    /// prepares the rows for the next product, if there is one. `normed` has the rows of the block;
+    /// it receives the normalized rows that the next product reads, if its input has a norm.
     fn add_together(
         &self,
         team: &mut ThreadTeam<'_>,
         added: &ResidualAddend<'_>,
-        x: &mut [f32],
-        rows: usize,
-        next: Option<(&Linear, &mut PreparedRows)>,
+        block: BlockRows<'_>,
+        normed: &mut [f32],
+        next: Option<(HiddenInput<'_>, &mut PreparedRows)>,
     ) {
+        let BlockRows { x, rows } = block;
         let row = self.row();
         let each = team.rows_each(rows);
         let padded = rows.next_multiple_of(ROWS);
         let (results, _) = added.results.as_chunks::<PANEL_WIDTH>();
-        let (linear, inputs) = match next {
-            Some((linear, inputs)) => (Some(linear), inputs.rows_mut(linear, row, rows, each)),
+        let (next, inputs) = match next {
+            Some((next, inputs)) => (Some(next), inputs.rows_mut(next.linear, row, rows, each)),
             None => (None, Vec::new()),
         };
         let inputs = inputs.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
+        // Models that need no normalized rows have no memory for them.
+        let normed = normed.chunks_mut(each * row).map(Some);
+        let normed = normed.chain(std::iter::repeat_with(|| None));
         let items: Vec<_> =
-            x[..rows * row].chunks_mut(each * row).zip(inputs).enumerate().collect();
-        team.for_each(items.into_iter(), |session, _, (index, (x, inputs))| {
+            x[..rows * row].chunks_mut(each * row).zip(inputs).zip(normed).enumerate().collect();
+        team.for_each(items.into_iter(), |session, _, (index, ((x, inputs), normed))| {
+            let normed = normed.map_or(&mut [][..], |normed| &mut normed[..x.len()]);
             let (first, count) = (index * each, x.len() / row);
-            for panel in 0..added.linear.panels() {
-                let results = &results[panel * padded + first..][..count];
-                let bias = added.linear.bias(panel);
-                rowwise::add_f32(session.isa, results, bias, &mut x[panel * PANEL_WIDTH..], row);
-            }
-            added.norm.apply(session, x, row, self.epsilon);
-            if let (Some(linear), Some(inputs)) = (linear, inputs) {
-                inputs.fill(session, linear, x, row);
-            }
+            let of_panel = |panel: usize| &results[panel * padded + first..][..count];
+            self.add_results(session, added, of_panel, x, normed);
+            let Some((HiddenInput { linear, norm }, inputs)) = next.zip(inputs) else { return };
+            let x = self.normalized(session, norm, x, count, normed);
+            inputs.fill(session, linear, x, row);
         });
+    }
+}
+
+impl Encoder {
+    /// Adds the results of a product to the rows of `x` and applies the norm of the product, as
+    /// [`Encoder::add_product`] does. `of_panel` returns the results of a panel for these rows.
+    /// `normed` has as many rows as `x`, or none if no norm applies to a product alone.
+    fn add_results<'r>(
+        &self,
+        session: &KernelSession,
+        added: &ResidualAddend<'_>,
+        of_panel: impl Fn(usize) -> &'r [[f32; PANEL_WIDTH]],
+        x: &mut [f32],
+        normed: &mut [f32],
+    ) {
+        let row = self.row();
+        let ResidualAddend { linear, norm, .. } = *added;
+        if let Some(norm) = norm.filter(|_| self.normalizes_products) {
+            for panel in 0..linear.panels() {
+                let out = &mut normed[panel * PANEL_WIDTH..];
+                let results = of_panel(panel);
+                rowwise::store_f32(session.isa, results, linear.bias(panel), None, out, row);
+            }
+            norm.apply(session, normed, row, self.epsilon);
+            rowwise::add_rows(session.isa, x, normed);
+            return;
+        }
+        for panel in 0..linear.panels() {
+            let out = &mut x[panel * PANEL_WIDTH..];
+            rowwise::add_f32(session.isa, of_panel(panel), linear.bias(panel), out, row);
+        }
+        if let Some(norm) = norm {
+            norm.apply(session, x, row, self.epsilon);
+        }
     }
 }
 
 /// Results that are added to the residual stream.
 struct ResidualAddend<'a> {
     linear: &'a Linear,
-    /// LayerNorm that is applied to the sum.
-    norm: &'a LayerNorm,
+    /// Norm of the product.
+    norm: Option<&'a Norm>,
     /// Results without bias, `[panels, padded rows, 32]`.
     results: &'a [f32],
 }

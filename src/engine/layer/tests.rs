@@ -282,7 +282,7 @@ proptest! {
         ];
         let canonical = |name: &str| Some(name.to_owned());
         let tensors = weights::read("m", &bytes, canonical, expected.into_iter()).unwrap();
-        let source = StoredLinear::read(&tensors, "a").unwrap();
+        let source = StoredLinear::read(&tensors, "a", 0).unwrap();
         let outputs = case.outputs.len();
         // The first panel belongs to another matrix and must stay unchanged.
         let mut packed = match case.format {
@@ -291,7 +291,7 @@ proptest! {
         };
         let zeros = output(&packed, 0);
         let inputs = InputOrder::new(case.inputs.clone());
-        source.pack(&case.outputs, &inputs, case.factor, &mut packed, 1);
+        source.pack(&case.outputs, &inputs, case.factor, &mut packed, (1, 1));
         for at in 0..PANEL_WIDTH + outputs {
             let row = at.checked_sub(PANEL_WIDTH).and_then(|at| case.outputs[at]);
             let found = output(&packed, at);

@@ -9,7 +9,8 @@
 use candle_core::{D, Result, Tensor};
 use candle_nn::{Activation, Embedding, LayerNorm, Linear, Module, VarBuilder};
 
-use crate::engine::config::{EncoderConfig, MPNET_BUCKETS};
+use super::activation;
+use crate::engine::config::{EncoderConfig, LayerConfig, MPNET_BUCKETS};
 use crate::engine::position_bias::bucket;
 use crate::engine::tensor_names::LayerNames;
 
@@ -24,29 +25,23 @@ pub(super) struct Mpnet {
 }
 
 impl Mpnet {
-    pub(super) fn load(
-        config: &EncoderConfig,
-        activation: Activation,
-        vb: &VarBuilder<'_>,
-    ) -> Result<Self> {
+    pub(super) fn load(config: &EncoderConfig, vb: &VarBuilder<'_>) -> Result<Self> {
         let hidden = config.hidden_size;
         let embeddings = vb.pp("embeddings");
         let table = |rows, name| candle_nn::embedding(rows, hidden, embeddings.pp(name));
-        let layers = (0..config.layers)
-            .map(|index| {
-                Layer::load(config, activation, &vb.pp(LayerNames::MPNET.layers).pp(index))
-            })
+        let layers = (0..config.layers.len())
+            .map(|index| Layer::load(config, index, &vb.pp(LayerNames::MPNET.layers).pp(index)))
             .collect::<Result<_>>()?;
         Ok(Self {
             words: table(config.vocab_size, "word_embeddings")?,
-            positions: table(config.max_position_embeddings, "position_embeddings")?,
-            norm: candle_nn::layer_norm(hidden, config.layer_norm_eps, embeddings.pp("LayerNorm"))?,
+            positions: table(config.embeddings.positions, "position_embeddings")?,
+            norm: candle_nn::layer_norm(hidden, config.norm_epsilon, embeddings.pp("LayerNorm"))?,
             relative_bias: vb.get(
-                (MPNET_BUCKETS as usize, config.heads),
+                (MPNET_BUCKETS as usize, config.heads()),
                 "encoder.relative_attention_bias.weight",
             )?,
             layers,
-            padding_id: config.padding_id,
+            padding_id: config.embeddings.padding_id.unwrap(),
         })
     }
 
@@ -115,22 +110,24 @@ struct Layer {
 }
 
 impl Layer {
-    fn load(config: &EncoderConfig, activation: Activation, vb: &VarBuilder<'_>) -> Result<Self> {
-        let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
+    fn load(config: &EncoderConfig, index: usize, vb: &VarBuilder<'_>) -> Result<Self> {
+        let LayerConfig { attention, feed_forward, .. } = &config.layers[index];
+        let (hidden, intermediate) = (config.hidden_size, feed_forward.intermediate);
         let linear = |input, out, name| candle_nn::linear(input, out, vb.pp(name));
-        let norm = |name| candle_nn::layer_norm(hidden, config.layer_norm_eps, vb.pp(name));
+        let norm = |name| candle_nn::layer_norm(hidden, config.norm_epsilon, vb.pp(name));
         let names = LayerNames::MPNET;
+        let [query, key, value] = names.separate_states();
         Ok(Self {
-            query: linear(hidden, hidden, names.query)?,
-            key: linear(hidden, hidden, names.key)?,
-            value: linear(hidden, hidden, names.value)?,
+            query: linear(hidden, hidden, query)?,
+            key: linear(hidden, hidden, key)?,
+            value: linear(hidden, hidden, value)?,
             attention_output: linear(hidden, hidden, names.attention_output)?,
             attention_norm: norm(names.attention_norm)?,
-            intermediate: linear(hidden, intermediate, names.intermediate)?,
-            activation,
+            intermediate: linear(hidden, intermediate, names.plain_wide())?,
+            activation: activation(feed_forward.activation),
             output: linear(intermediate, hidden, names.output)?,
             output_norm: norm(names.output_norm)?,
-            heads: config.heads,
+            heads: attention.heads,
         })
     }
 

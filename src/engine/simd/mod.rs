@@ -44,6 +44,9 @@ mod sse;
 /// Width of a panel of packed weights, of a block of results and of every vector loop, in columns.
 pub(super) const PANEL_WIDTH: usize = 32;
 
+/// Block of results, `[rows, 32]`, and the bias that is added to each row.
+pub(super) type BiasedBlock<'a> = (&'a [[f32; PANEL_WIDTH]], &'a [f32; PANEL_WIDTH]);
+
 /// Instruction set that this processor has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Isa(IsaLevel);

@@ -13,8 +13,8 @@ use std::arch::aarch64::{
 };
 use std::{ptr, slice};
 
-use super::PANEL_WIDTH;
 use super::elementwise::{GELU, GELU_LIMIT, RowQuantization, bf16};
+use super::{BiasedBlock, PANEL_WIDTH};
 
 /// Number of values in a round.
 const LANES: usize = 16;
@@ -224,6 +224,26 @@ pub(super) fn store_gelu_bf16(
         store_gelu(slice::from_ref(row), bias, &mut values, PANEL_WIDTH);
         for (out, value) in out.iter_mut().zip(values) {
             *out = bf16(value);
+        }
+    }
+}
+
+/// Writes GELU of `gate + bias`, times `up + bias` and converted by `convert`, to the rows of
+/// `out`, `stride` values apart, as `gate_f32` and `gate_bf16` of [`super::rowwise`] do.
+#[target_feature(enable = "neon")]
+pub(super) fn gate_gelu<T>(
+    (gate, gate_bias): BiasedBlock<'_>,
+    (up, up_bias): BiasedBlock<'_>,
+    out: &mut [T],
+    stride: usize,
+    convert: impl Fn(f32) -> T,
+) {
+    let mut values = [0.0; PANEL_WIDTH];
+    for ((gate, up), out) in gate.iter().zip(up).zip(out.chunks_mut(stride)) {
+        let Some(out) = out.first_chunk_mut::<PANEL_WIDTH>() else { return };
+        store_gelu(slice::from_ref(gate), gate_bias, &mut values, PANEL_WIDTH);
+        for j in 0..PANEL_WIDTH {
+            out[j] = convert(values[j] * (up[j] + up_bias[j]));
         }
     }
 }

@@ -16,7 +16,7 @@ use tokenizers::AddedToken;
 
 use super::super::EngineError;
 use super::super::quote::quote;
-use super::parts::{self, SurroundingTokens};
+use super::parts::{self, PairTemplate, PostProcessing, SurroundingTokens};
 use super::{mismatch, model, unreadable};
 
 /// The only version of the format.
@@ -35,6 +35,8 @@ pub(super) struct TokenizerFile {
     pub(super) library: tokenizers::Tokenizer,
     /// Special tokens around a text.
     pub(super) around: SurroundingTokens,
+    /// Special tokens of a pair of texts, or the reason why the tokenizer does not take pairs.
+    pub(super) pair: Result<PairTemplate, EngineError>,
     /// Number of ids; every id is smaller.
     pub(super) ids: usize,
     /// Length of the longest added token in bytes.
@@ -76,7 +78,7 @@ pub(super) fn read(bytes: &[u8], rows: usize) -> Result<TokenizerFile, EngineErr
         let version = quote(&version);
         return Err(mismatch(format!("the version is {version}; only {VERSION} is supported")));
     }
-    let around = written.post_processor.map(parts::post_processor).transpose()?.unwrap_or_default();
+    let PostProcessing { around, pair } = parts::post_processor(written.post_processor)?;
     let normalizer = written.normalizer.map(parts::normalizer).transpose()?.flatten();
     let pre_tokenizer = written.pre_tokenizer.map(parts::pre_tokenizer).transpose()?.flatten();
     let decoder = written.decoder.map(parts::decoder).transpose()?;
@@ -92,7 +94,7 @@ pub(super) fn read(bytes: &[u8], rows: usize) -> Result<TokenizerFile, EngineErr
     let ids = library.get_added_vocabulary().get_added_tokens_decoder().keys().max();
     let ids = ids.map_or(model.ids, |&id| model.ids.max(id as usize + 1));
     model::too_many(ids, rows)?;
-    Ok(TokenizerFile { library, around, ids, longest_added })
+    Ok(TokenizerFile { library, around, pair, ids, longest_added })
 }
 
 /// Tokens that are found in a text before it is split into words.

@@ -1,13 +1,17 @@
-//! Converts texts to token ids, as the transformers library does for a single text.
+//! Converts texts to token ids, as the transformers library does for a single text and for a pair.
 //!
 //! This module adds the special tokens around a text and truncates it. It ignores the truncation
 //! and padding settings in `tokenizer.json`, and never pads.
+//!
+//! A pair of texts is joined from the tokens of both, so that a query is tokenized once for all of
+//! its documents ([`pair`]).
 //!
 //! Invariants:
 //! 1. The ids of a text equal those of tokenizing the whole text and truncating the result,
 //!    although a long text is cut first; see [`Tokenizer::encode_truncated`].
 //! 2. [`Tokens::ids`] has at most [`Tokenizer::max_sequence_length`] ids, each below
-//!    [`Tokenizer::vocabulary_size`].
+//!    [`Tokenizer::vocabulary_size`], apart from the [token type](super::token_type) of the tokens
+//!    of a pair.
 
 mod charsmap;
 mod file;
@@ -15,6 +19,7 @@ mod file;
 mod hostile;
 mod memory;
 mod model;
+mod pair;
 mod parts;
 
 use std::borrow::Cow;
@@ -28,6 +33,7 @@ use super::EngineError;
 use super::quote::escape;
 use file::TokenizerFile;
 pub(super) use memory::TokenizerMemory;
+use pair::PairTokens;
 use parts::SurroundingTokens;
 
 /// Name of the file in messages.
@@ -73,10 +79,10 @@ pub struct TokenSpan {
     pub characters: Option<Range<usize>>,
 }
 
-/// Tokens of one text.
+/// Tokens of one text, of a pair of texts, or of one text of a pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tokens {
-    /// Token ids, including the special tokens around the text.
+    /// Token ids, including the special tokens around a text or a pair.
     pub ids: Vec<u32>,
     /// Number of tokens of the whole text; `None` if the text was cut before it was tokenized
     /// completely.
@@ -95,6 +101,8 @@ pub struct Tokenizer {
     library: tokenizers::Tokenizer,
     prefix: Vec<u32>,
     suffix: Vec<u32>,
+    /// Special tokens of a pair; `None` unless the model scores pairs.
+    pair: Option<PairTokens>,
     /// Maximum number of tokens that the model reads, without the special ones; at least one.
     model_room: usize,
     /// Maximum number of tokens of a text, without the special ones; from 1 to `model_room`.
@@ -164,7 +172,7 @@ impl Tokenizer {
     }
 
     fn new(file: TokenizerFile, max_sequence_length: usize) -> Result<Self, EngineError> {
-        let TokenizerFile { library, around, ids: vocabulary_size, longest_added } = file;
+        let TokenizerFile { library, around, ids: vocabulary_size, longest_added, .. } = file;
         let SurroundingTokens { prefix, suffix } = around;
         let around = prefix.len() + suffix.len();
         if around >= max_sequence_length {
@@ -185,6 +193,7 @@ impl Tokenizer {
             library,
             prefix,
             suffix,
+            pair: None,
             model_room,
             room: AtomicUsize::new(model_room),
             vocabulary_size,
@@ -192,10 +201,12 @@ impl Tokenizer {
         })
     }
 
-    /// Truncates texts to `most` tokens from now on, special tokens included, if this is less than
-    /// the model reads; `None` removes the limit. At least one token of a text stays.
+    /// Truncates texts and pairs to `most` tokens from now on, special tokens included, if this is
+    /// less than the model reads; `None` removes the limit. At least one token of a text or a pair
+    /// stays.
     pub fn limit_length(&self, most: Option<usize>) {
-        let room = most.map(|most| most.saturating_sub(self.around()).max(1));
+        let special = self.around().max(self.pair.as_ref().map_or(0, PairTokens::special));
+        let room = most.map(|most| most.max(special + 1).saturating_sub(self.around()));
         let room = room.map_or(self.model_room, |room| room.min(self.model_room));
         self.room.store(room, Ordering::Relaxed);
     }
@@ -241,9 +252,25 @@ impl Tokenizer {
         text: &str,
         truncation: Truncation,
     ) -> Result<Tokens, EngineError> {
-        let text = with_prompt(prompt, text);
         // Another thread may change the limit. One text has one limit.
         let room = self.room();
+        let Tokens { ids, whole } = self.encode_bare(prompt, text, truncation, room)?;
+        Ok(self.wrap(&ids, whole))
+    }
+
+    /// Tokenizes `prompt` followed by `text` without special tokens, and truncates the result to
+    /// `room` tokens.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Tokenizer::encode_truncated`].
+    fn encode_bare(
+        &self,
+        prompt: &str,
+        text: &str,
+        truncation: Truncation,
+        room: usize,
+    ) -> Result<Tokens, EngineError> {
+        let text = with_prompt(prompt, text);
         let mut cut = room.saturating_mul(BYTES_PER_TOKEN).saturating_add(self.cut_margin);
         let most = cut.max(MOST_AT_ONCE);
         while cut < text.len() {
@@ -261,8 +288,8 @@ impl Tokenizer {
             };
             // More tokens than fit prove that the text is truncated.
             if settled.len() > room {
-                let ids = &tokens.get_ids()[settled];
-                return Ok(Tokens { whole: None, ..self.wrap(ids, truncation, room) });
+                let ids = truncate(&tokens.get_ids()[settled], truncation, room).to_vec();
+                return Ok(Tokens { ids, whole: None });
             }
             if cut == most {
                 return Err(EngineError::Endless { bytes: text.len(), most });
@@ -271,7 +298,8 @@ impl Tokenizer {
         }
         let whole =
             self.library.encode_fast(text.as_ref(), false).map_err(EngineError::Tokenize)?;
-        Ok(self.wrap(whole.get_ids(), truncation, room))
+        let ids = truncate(whole.get_ids(), truncation, room).to_vec();
+        Ok(Tokens { ids, whole: Some(whole.len()) })
     }
 
     /// Counts the tokens of `prompt` followed by `text` as one text, special tokens included.
@@ -314,7 +342,8 @@ impl Tokenizer {
         let bare = ids
             .strip_prefix(self.prefix.as_slice())
             .and_then(|ids| ids.strip_suffix(self.suffix.as_slice()));
-        Ok(self.wrap(bare.unwrap_or(ids), truncation, self.room()))
+        let bare = bare.unwrap_or(ids);
+        Ok(self.wrap(truncate(bare, truncation, self.room()), Some(bare.len())))
     }
 
     /// Tokenizes all of `prompt` followed by `text`, and returns the tokens with their positions.
@@ -373,21 +402,25 @@ impl Tokenizer {
         }
     }
 
-    /// Puts the special tokens around `ids`, truncated to `room`.
-    fn wrap(&self, ids: &[u32], truncation: Truncation, room: usize) -> Tokens {
-        let kept = match truncation {
-            Truncation::Right => &ids[..ids.len().min(room)],
-            Truncation::Left => &ids[ids.len().saturating_sub(room)..],
-        };
+    /// Puts the special tokens around the `ids` of a text that had `whole` tokens.
+    fn wrap(&self, ids: &[u32], whole: Option<usize>) -> Tokens {
         Tokens {
-            ids: [&self.prefix, kept, &self.suffix].concat(),
-            whole: Some(self.around() + ids.len()),
+            ids: [&self.prefix, ids, &self.suffix].concat(),
+            whole: whole.map(|whole| self.around() + whole),
         }
     }
 
     /// Returns the number of special tokens around a text.
     pub fn around(&self) -> usize {
         self.prefix.len() + self.suffix.len()
+    }
+}
+
+/// Returns the `room` of `ids` that `truncation` keeps.
+fn truncate(ids: &[u32], truncation: Truncation, room: usize) -> &[u32] {
+    match truncation {
+        Truncation::Right => &ids[..ids.len().min(room)],
+        Truncation::Left => &ids[ids.len().saturating_sub(room)..],
     }
 }
 

@@ -9,6 +9,10 @@
 //! - `NAME.outlier.index`, u32 of `[n]`: positions of the outliers in the row-major matrix.
 //! - `NAME.outlier.value`, f32 of `[n]`: exact values of the outliers.
 //!
+//! The table of words of an encoder may also be stored in 4 bits, in the [blocks](int4) of `Q4_0`:
+//! `NAME` is u8 of `[rows, columns / 2]`, and `NAME.scale` is f16 of `[rows, columns / 32]`. Rows
+//! of such a table are decoded from both tensors in the file.
+//!
 //! The callers pass the expected names and shapes; this module does not know the purpose of a
 //! tensor.
 //!
@@ -26,11 +30,13 @@ use safetensors::Dtype;
 use super::quote::quote;
 use super::tensor_names::RequiredTensor;
 use super::{EngineError, WeightsFile};
+use crate::base::{int4, quantization};
 use header::tensors_of_header;
 pub(super) use header::{Header, header_memory};
 
 /// Name of the file of an encoder or a table in messages.
 pub(super) const WEIGHTS: &str = "model.safetensors";
+
 /// A tensor of a file in its stored format; decoded on use.
 #[derive(Clone)]
 pub(super) struct Tensor<'a> {
@@ -48,6 +54,10 @@ enum StoredFormat {
     F16,
     Bf16,
     Int8(MatrixQuantization),
+    Int4 {
+        /// Position in the file of the scales, one f16 for each row and block.
+        scales: Range<usize>,
+    },
 }
 
 /// One row of a matrix of integers, as stored.
@@ -92,16 +102,20 @@ impl MatrixQuantization {
 }
 
 impl StoredFormat {
-    const fn value_bytes(&self) -> usize {
+    /// Returns the bytes of a row of `columns` values, without its scales.
+    const fn row_bytes(&self, columns: usize) -> usize {
         match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-            Self::Int8(_) => 1,
+            Self::F32 => columns * 4,
+            Self::F16 | Self::Bf16 => columns * 2,
+            Self::Int8(_) => columns,
+            Self::Int4 { .. } => columns / 2,
         }
     }
 
-    /// Decodes `data` of row `row` into `out`.
-    fn decode(&self, row: usize, data: &[u8], out: &mut [f32]) {
+    /// Decodes row `row` of the `matrix` in `file`, which has `columns` columns, into `out`.
+    fn decode(&self, file: &[u8], matrix: &[u8], columns: usize, row: usize, out: &mut [f32]) {
+        let bytes = self.row_bytes(columns);
+        let data = &matrix[row * bytes..][..bytes];
         match self {
             Self::F32 => fill(out, words(data).map(f32::from_le_bytes)),
             Self::F16 => fill(out, words(data).map(|word| f16::from_le_bytes(word).to_f32())),
@@ -117,6 +131,15 @@ impl StoredFormat {
                 }
                 for &(_, column, value) in quantization.outliers(row) {
                     out[column] = value;
+                }
+            }
+            Self::Int4 { scales } => {
+                let bytes = columns / int4::BLOCK * size_of::<f16>();
+                let scales = words(&file[scales.clone()][row * bytes..][..bytes]);
+                let (blocks, _) = data.as_chunks();
+                let (out, _) = out.as_chunks_mut();
+                for ((out, block), scale) in out.iter_mut().zip(blocks).zip(scales) {
+                    int4::decode(block, f16::from_le_bytes(scale).to_f32(), out);
                 }
             }
         }
@@ -137,11 +160,10 @@ impl<'a> Tensor<'a> {
 
     /// Decodes the values of `row` into `out`.
     pub(super) fn read_row(&self, row: usize, out: &mut [f32]) {
-        let bytes = self.columns() * self.stored.value_bytes();
-        self.stored.decode(row, &self.data[row * bytes..][..bytes], out);
+        self.stored.decode(self.file.bytes(), self.data, self.columns(), row, out);
     }
 
-    /// Returns the integers of `row`, or `None` if the tensor is not stored as integers.
+    /// Returns the integers of `row`, or `None` if the tensor is not stored as 8-bit integers.
     pub(super) fn integers(&self, row: usize) -> Option<StoredRow<'_>> {
         let StoredFormat::Int8(quantization) = &self.stored else { return None };
         let columns = self.columns();
@@ -152,7 +174,7 @@ impl<'a> Tensor<'a> {
         })
     }
 
-    /// Returns the block of `column`, or `None` if the tensor is not stored as integers.
+    /// Returns the block of `column`, or `None` if the tensor is not stored as 8-bit integers.
     pub(super) fn block(&self, column: usize) -> Option<usize> {
         let StoredFormat::Int8(quantization) = &self.stored else { return None };
         Some(quantization.blocks.get(column).map_or(0, |&block| block as usize))
@@ -161,8 +183,7 @@ impl<'a> Tensor<'a> {
     /// Decodes all values, row-major.
     pub(super) fn values(&self) -> Vec<f32> {
         let columns = self.columns();
-        let count = self.data.len() / self.stored.value_bytes();
-        let mut values = vec![0.0; count];
+        let mut values = vec![0.0; self.shape.iter().product()];
         // A matrix without columns has no values, and `chunks_exact_mut(0)` would panic.
         for (row, values) in values.chunks_exact_mut(columns.max(1)).enumerate() {
             self.read_row(row, values);
@@ -170,8 +191,17 @@ impl<'a> Tensor<'a> {
         values
     }
 
-    fn position(&self, test: impl Fn(f32) -> bool) -> Option<usize> {
-        self.values().into_iter().position(test)
+    /// Returns the row-major index of the first value that is not finite, and the value. Decodes
+    /// one row at a time, because a table may be large.
+    fn first_non_finite(&self) -> Option<(usize, f32)> {
+        let columns = self.columns();
+        let rows = self.shape.iter().product::<usize>().checked_div(columns)?;
+        let mut values = vec![0.0; columns];
+        (0..rows).find_map(|row| {
+            self.read_row(row, &mut values);
+            let column = values.iter().position(|value| !value.is_finite())?;
+            Some((row * columns + column, values[column]))
+        })
     }
 
     /// Returns whether the tensor contains a value that is not finite, without decoding all values.
@@ -202,6 +232,8 @@ impl<'a> Tensor<'a> {
             StoredFormat::Int8(quantization) => {
                 quantization.scales.iter().any(|scale| !(scale * 128.0).is_finite())
             }
+            // The product of a finite f16 and an integer of 4 bits is finite.
+            StoredFormat::Int4 { .. } => false,
         }
     }
 
@@ -244,16 +276,25 @@ impl MappedTable {
     /// Creates a table from the matrix at `location`, which was found in `file`. Notifies the file
     /// that the rest of it will not be read again.
     pub(super) fn new(file: Box<dyn WeightsFile>, location: MatrixLocation) -> Self {
-        file.forget(0..location.range.start);
-        file.forget(location.range.end..file.bytes().len());
+        let mut kept = vec![location.range.clone()];
+        if let StoredFormat::Int4 { scales } = &location.stored {
+            kept.push(scales.clone());
+            kept.sort_by_key(|range| range.start);
+        }
+        let mut start = 0;
+        for range in kept {
+            file.forget(start..range.start);
+            start = range.end;
+        }
+        file.forget(start..file.bytes().len());
         Self { file, location }
     }
 
     /// Decodes the values of `row` into `out`.
     pub(super) fn read_row(&self, row: usize, out: &mut [f32]) {
         let MatrixLocation { stored, columns, range } = &self.location;
-        let bytes = columns * stored.value_bytes();
-        stored.decode(row, &self.file.bytes()[range.clone()][row * bytes..][..bytes], out);
+        let file = self.file.bytes();
+        stored.decode(file, &file[range.clone()], *columns, row, out);
     }
 
     /// Returns the memory of this process that the table and its file occupy, in bytes.
@@ -270,7 +311,12 @@ impl MappedTable {
 
     /// Returns the bytes of the table that are in a mapped file.
     pub(super) fn mapped_bytes(&self) -> u64 {
-        if self.file.anonymous_bytes() > 0 { 0 } else { self.location.range.len() as u64 }
+        let scales = match &self.location.stored {
+            StoredFormat::Int4 { scales } => scales.len(),
+            _ => 0,
+        };
+        let bytes = self.location.range.len() + scales;
+        if self.file.anonymous_bytes() > 0 { 0 } else { bytes as u64 }
     }
 }
 
@@ -371,11 +417,17 @@ impl<'a> UncheckedTensors<'_, 'a> {
         let Some(view) = self.tensors.remove(name) else {
             return Err(self.mismatch_error(name, &format!("{shape:?} is missing")));
         };
-        if view.shape() != shape {
-            let what = format!("has shape {:?}, expected {shape:?}", view.shape());
+        let is_int4 = view.dtype() == Dtype::U8 && quantization::is_word_table(name);
+        let of_bytes = match *shape {
+            [rows, columns] if is_int4 => vec![rows, columns / 2],
+            _ => shape.to_vec(),
+        };
+        if view.shape() != of_bytes {
+            let what = format!("has shape {:?}, expected {of_bytes:?}", view.shape());
             return Err(self.mismatch_error(name, &what));
         }
         let stored = match view.dtype() {
+            Dtype::U8 if is_int4 => self.take_int4_scales(name, shape)?,
             Dtype::F32 => StoredFormat::F32,
             Dtype::F16 => StoredFormat::F16,
             Dtype::BF16 => StoredFormat::Bf16,
@@ -391,16 +443,38 @@ impl<'a> UncheckedTensors<'_, 'a> {
         if !suspicious {
             return Ok(tensor);
         }
-        match tensor.position(|value| !value.is_finite()) {
+        match tensor.first_non_finite() {
             None => Ok(tensor),
-            Some(index) if view.dtype() == Dtype::I8 => {
+            Some((index, _)) if view.dtype() == Dtype::I8 => {
                 Err(self.mismatch_error(name, &format!("overflows f32 at index {index}")))
             }
-            Some(index) => {
-                let what = format!("has {} at index {index}", tensor.values()[index]);
-                Err(self.mismatch_error(name, &what))
+            Some((index, value)) => {
+                Err(self.mismatch_error(name, &format!("has {value} at index {index}")))
             }
         }
+    }
+
+    /// Takes the scales of the 4-bit integers of `name`, a matrix of `shape`.
+    fn take_int4_scales(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<StoredFormat, EngineError> {
+        let blocks = match *shape {
+            [rows, columns] if columns.is_multiple_of(int4::BLOCK) => [rows, columns / int4::BLOCK],
+            _ => {
+                let (multiple, what) = (int4::BLOCK, format!("has type U8 and shape {shape:?}"));
+                let what = format!("{what}; in 4 bits, a row is a multiple of {multiple} values");
+                return Err(self.mismatch_error(name, &what));
+            }
+        };
+        let scale_name = format!("{name}.scale");
+        if let Some(view) = self.tensors.get(&scale_name).filter(|view| view.dtype() != Dtype::F16)
+        {
+            let what = format!("has type {:?}, expected F16", view.dtype());
+            return Err(self.mismatch_error(&scale_name, &what));
+        }
+        Ok(StoredFormat::Int4 { scales: self.take(&scale_name, &blocks)?.range() })
     }
 
     fn take_quantization(
@@ -611,6 +685,84 @@ pub(super) mod tests {
         }
     }
 
+    /// Returns two rows of 64 columns in 4 bits, all of them 1 and 3 above 0 in turn, and their
+    /// scales.
+    fn int4_table() -> (Vec<u8>, Vec<u8>) {
+        let scales = [0.5_f32, -1.0, 0.0, 2.0].map(|scale| f16::from_f32(scale).to_le_bytes());
+        (vec![0xb9; 2 * 32], scales.concat())
+    }
+
+    #[test]
+    fn int4_table_is_decoded_in_place() {
+        const NAME: &str = "x.word_embeddings.weight";
+        let (integers, scales) = int4_table();
+        let bytes = file(&[
+            (NAME, Dtype::U8, &[2, 32], integers),
+            (&format!("{NAME}.scale"), Dtype::F16, &[2, 2], scales),
+            ("another", Dtype::F32, &[1], f32s(&[7.0])),
+        ]);
+        let expected = [RequiredTensor::new(NAME, [2, 64]), RequiredTensor::new("another", [1])];
+        let tensors =
+            read("m.safetensors", &bytes, |name| Some(name.to_owned()), expected.into_iter());
+        let table = tensors.unwrap().remove(NAME).unwrap();
+        let row = |first: f32, second: f32| {
+            let block = |scale: f32| [[scale; 16], [3.0 * scale; 16]].concat();
+            [block(first), block(second)].concat()
+        };
+        assert_eq!(table.values(), [row(0.5, -1.0), row(0.0, 2.0)].concat());
+        assert!(table.integers(0).is_none() && table.block(0).is_none());
+        let table = MappedTable::new(Box::new(bytes.clone()), table.location());
+        let mut found = vec![0.0; 64];
+        table.read_row(1, &mut found);
+        assert_eq!(found, row(0.0, 2.0));
+        // A file in memory counts as memory, and nothing is decoded in addition.
+        assert_eq!((table.bytes(), table.mapped_bytes()), (bytes.len() as u64, 0));
+    }
+
+    #[test]
+    fn wrong_int4_tables_are_refused() {
+        const NAME: &str = "word_embeddings.weight";
+        let scale_name = format!("{NAME}.scale");
+        let read = |name: &str, columns, scale: Option<(Dtype, &[usize], Vec<u8>)>| {
+            let mut tensors = vec![(name, Dtype::U8, &[2, 32][..], int4_table().0)];
+            tensors.extend(scale.map(|(dtype, shape, data)| (&*scale_name, dtype, shape, data)));
+            let expected = [RequiredTensor::new(name, [2, columns])].into_iter();
+            let bytes = file(&tensors);
+            let read = read("m.safetensors", &bytes, |name| Some(name.to_owned()), expected);
+            read.err().unwrap().to_string()
+        };
+        let scales = int4_table().1;
+        let infinite = [scales[2..].to_vec(), f16::INFINITY.to_le_bytes().to_vec()].concat();
+        for (found, expected) in [
+            (read(NAME, 64, None), "weight.scale\" [2, 2] is missing"),
+            (read(NAME, 66, None), "has shape [2, 32], expected [2, 33]"),
+            (read(NAME, 65, None), "shape [2, 65]; in 4 bits, a row is a multiple of 32 values"),
+            (
+                read(NAME, 64, Some((Dtype::F32, &[2, 1], scales.clone()))),
+                "weight.scale\" has type F32, expected F16",
+            ),
+            (
+                read(NAME, 64, Some((Dtype::F16, &[4], scales))),
+                "weight.scale\" has shape [4], expected [2, 2]",
+            ),
+            (
+                read(NAME, 64, Some((Dtype::F16, &[2, 2], infinite))),
+                "weight.scale\" has inf at index 3",
+            ),
+            // A linear layer cannot be stored in 4 bits.
+            (
+                read("query.weight", 64, None),
+                "\"query.weight\" has shape [2, 32], expected [2, 64]",
+            ),
+            (
+                read("query.weight", 32, None),
+                "has type U8; supported types are F32, F16, BF16 and I8",
+            ),
+        ] {
+            assert!(found.contains(expected), "{found}");
+        }
+    }
+
     #[test]
     fn ignored_tensor_is_not_read() {
         let a = ("a", Dtype::F32, [2, 2].as_slice(), f32s(&[1.0; 4]));
@@ -722,7 +874,7 @@ pub(super) mod tests {
             bytes.splice(end..end, std::iter::repeat_n(b' ', padding));
             let expected = (0..tensors).map(|index| RequiredTensor::new(format!("t{index}"), [1]));
             let read = read("m.safetensors", &bytes, |name| Some(name.to_owned()), expected);
-            read.map(|tensors| tensors.len()).map_err(|error| crate::engine::tests::chain(&error))
+            read.map(|tensors| tensors.len()).map_err(|error| crate::base::errors::chain(&error))
         };
         assert_eq!(with(0, 3), Ok(3));
         assert_eq!(with(64 << 10, 3), Ok(3));

@@ -38,6 +38,10 @@ pub const DISPLACEMENT_IDLE_TIME: Duration = Duration::from_secs(600);
 /// Time after which released caches are worth releasing again: they refill while a shortage lasts.
 const CACHE_REFILL_TIME: Duration = Duration::from_secs(60);
 
+/// Factor of the value of a model that has dependents. Of two models that are otherwise worth the
+/// same, the other one is evicted first, and also if it is used up to twice as often.
+const DEPENDENTS_FACTOR: f64 = 2.0;
+
 /// Time that a draining model gets, below [`PressureLevel::Critical`], before the plan evicts
 /// another one.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
@@ -62,6 +66,8 @@ pub struct LoadedModel<K> {
     pub is_loading: bool,
     /// May answer for other models. One such model always stays in memory.
     pub is_fallback: bool,
+    /// Default model, or model of a tenant or an alias of the configuration.
+    pub has_dependents: bool,
     /// Priority from 1 (evicted last) to 5 (evicted first).
     pub priority: u8,
     /// Requests per hour, counted or expected.
@@ -383,7 +389,7 @@ fn compare_for_eviction<K>(
 }
 
 /// Returns the saving per byte of keeping a model in memory: expected uses per hour × reload time ÷
-/// size.
+/// size, times [`DEPENDENTS_FACTOR`] if the configuration depends on the model.
 ///
 /// This is the value of GreedyDual-Size-Frequency, frequency × cost ÷ size (Cherkasova 1998,
 /// <https://www.hpl.hp.com/techreports/98/HPL-98-69R1.html>). The original ages its entries with a
@@ -399,7 +405,8 @@ fn value_per_byte<K>(resident: &LoadedModel<K>) -> f64 {
     let cost = resident.reload_cost.as_secs_f64().max(0.001);
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
     let bytes = resident.bytes.0.max(1) as f64;
-    uses * cost / bytes
+    let factor = if resident.has_dependents { DEPENDENTS_FACTOR } else { 1.0 };
+    uses * cost * factor / bytes
 }
 
 #[cfg(test)]

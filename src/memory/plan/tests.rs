@@ -17,6 +17,7 @@ fn model(key: &'static str) -> LoadedModel<&'static str> {
         is_busy: false,
         is_loading: false,
         is_fallback: false,
+        has_dependents: false,
         priority: 3,
         uses_per_hour: 10.0,
         reload_cost: Duration::from_secs(1),
@@ -104,6 +105,26 @@ fn eviction_order_follows_the_policy() {
     let lru = leaving(EvictionOrder::Lru, &residents);
     assert_eq!((lru[0], lru[7]), ("idle for longer", "busy"));
     assert_eq!(leaving(EvictionOrder::Fifo, &residents)[0], "old");
+}
+
+#[test]
+fn models_with_dependents_are_evicted_later() {
+    let named = LoadedModel { has_dependents: true, ..model("named") };
+    let used = |uses_per_hour| LoadedModel { uses_per_hour, ..model("used") };
+    let first = |policy, other| leaving(policy, &[named.clone(), other])[0];
+    for (other, expected) in [
+        (model("equal"), "equal"),
+        (used(20.0), "used"),
+        (used(30.0), "named"),
+        (LoadedModel { priority: 2, ..model("better priority") }, "named"),
+        (LoadedModel { is_busy: true, idle: Duration::ZERO, ..model("busy") }, "named"),
+    ] {
+        assert_eq!(first(EvictionOrder::MemoryPressure, other.clone()), expected, "{other:?}");
+    }
+    // The other orders do not depend on the value.
+    let later = LoadedModel { idle: Duration::ZERO, resident_for: HOUR / 2, ..model("later") };
+    assert_eq!(first(EvictionOrder::Lru, later.clone()), "named");
+    assert_eq!(first(EvictionOrder::Fifo, later), "named");
 }
 
 #[test]
@@ -312,7 +333,7 @@ fn alternating_models_respect_minimum_residency() {
 }
 
 fn residents() -> impl Strategy<Value = Vec<LoadedModel<usize>>> {
-    let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
     let resident =
         (flags, 0_u64..1 << 30, 0_u64..200, 0_u64..200, 1_u8..=5, any::<f64>(), 0_u64..9);
     prop::collection::vec(resident, 0..10).prop_map(|residents| {
@@ -327,6 +348,7 @@ fn residents() -> impl Strategy<Value = Vec<LoadedModel<usize>>> {
                 is_busy: flags.1,
                 is_loading: flags.2 && flags.3,
                 is_fallback: flags.3,
+                has_dependents: flags.4,
                 priority,
                 uses_per_hour,
                 reload_cost: Duration::from_secs(cost),

@@ -96,7 +96,8 @@ pub(super) fn canary(AliasSettings { canary, .. }: &AliasSettings) -> Option<Str
 /// Returns every model that requests may resolve to without naming it.
 pub fn implicit_models(settings: &Settings) -> Vec<String> {
     let tenants = settings.tenants.iter().filter_map(|tenant| tenant.model.as_deref());
-    let defaults = std::iter::once(settings.default_model()).chain(tenants);
+    let reranker = settings.memory.rerank_model.as_deref();
+    let defaults = std::iter::once(settings.default_model()).chain(reranker).chain(tenants);
     let mut names: Vec<_> =
         defaults.map(|name| resolve_without_canary(&settings.aliases, name)).collect();
     for (name, alias) in &settings.aliases {
@@ -186,6 +187,8 @@ mod tests {
         let model = Some("t".to_owned());
         settings.tenants = vec![crate::config::TenantSettings { model, ..Default::default() }];
         assert_eq!(implicit_models(&settings), ["bundled-mini", "t", "m@1", "n@2"]);
+        settings.memory.rerank_model = Some("a".to_owned());
+        assert_eq!(implicit_models(&settings), ["bundled-mini", "m@1", "t", "m@1", "n@2"]);
     }
 
     /// Checks the hash against values that another program computed. Requests keep their model

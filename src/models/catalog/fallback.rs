@@ -83,6 +83,11 @@ pub(in crate::models) fn candidates(
         Fallback::Comparison(_) => (true, true),
     };
     let preferred = catalog.entries().resolve(wanted);
+    // A reranker computes no vectors, and answers only for another reranker.
+    let wants_reranker = preferred.is_some_and(|entry| entry.manifest.is_reranker());
+    if wants_reranker && matches!(allowed, Fallback::Vectors(_)) {
+        return Vec::new();
+    }
     let space = preferred.map(|entry| entry.manifest.space());
     let dimensions = preferred.map(|entry| entry.manifest.dimensions);
     let listed = catalog.fallback_models();
@@ -116,6 +121,7 @@ pub(in crate::models) fn candidates(
         .iter()
         .filter(|entry| entry.is_usable() && !entry.record.awaits_approval)
         .filter(|entry| preferred.is_none_or(|preferred| preferred.key != entry.key))
+        .filter(|entry| wants_reranker || !entry.manifest.is_reranker())
         .filter(|entry| catalog.is_served(entry))
         .filter(|entry| is_allowed(entry))
         .filter_map(rank)
@@ -171,8 +177,8 @@ mod tests {
 
     use super::*;
     use crate::config::{AliasSettings, MemorySettings, Settings};
-    use crate::package::Entries;
     use crate::package::fixture::entry;
+    use crate::package::{Classifier, Entries, Manifest, ScoreActivation};
 
     fn memory(strategy: FallbackStrategy, listed: &[&str]) -> MemorySettings {
         MemorySettings {
@@ -240,6 +246,32 @@ mod tests {
         let all = ["wanted@0.9", "listed@1", "other@1", "wide@1"];
         assert_eq!(find(Fallback::Comparison(None)), all);
         assert!(find(Fallback::Comparison(Some(false))).is_empty());
+    }
+
+    #[test]
+    fn reranker_answers_only_for_a_reranker() {
+        let entries = Entries::from_iter(entries().iter().cloned().map(|mut entry| {
+            if ["other@1", "listed@1"].contains(&entry.key.name()) {
+                let mut manifest = Manifest::clone(&entry.manifest);
+                let activation = ScoreActivation::Sigmoid;
+                manifest.classifier =
+                    Some(Classifier { labels: 1, activation, token_types: false });
+                entry.manifest = Arc::new(manifest);
+            }
+            entry
+        }));
+        let memory = MemorySettings {
+            allow_dimension_mismatch: true,
+            ..memory(FallbackStrategy::Auto, &["wide", "listed", "wanted"])
+        };
+        let find = |wanted, allowed| found(wanted, &entries, allowed, &memory);
+        let vectors = Fallback::Vectors(Some(true));
+        assert_eq!(find("wanted", vectors), ["wanted@0.9", "wide@1"]);
+        assert_eq!(find("wanted", Fallback::Comparison(None)), ["wanted@0.9", "wide@1"]);
+        assert!(find("other", vectors).is_empty());
+        let comparison = find("other", Fallback::Comparison(None));
+        assert!(comparison.contains(&"listed@1".to_owned()), "{comparison:?}");
+        assert!(comparison.contains(&"wide@1".to_owned()), "{comparison:?}");
     }
 
     #[test]

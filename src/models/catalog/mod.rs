@@ -20,6 +20,7 @@ pub(super) mod fallback;
 mod ignore_case;
 mod tenant_models;
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
@@ -240,6 +241,15 @@ impl Catalog {
                 false => name == key.id(),
             }
         })
+    }
+
+    /// Returns the models that the settings name for requests: the default model, the reranker, and
+    /// those of tenants and aliases.
+    pub(super) fn models_with_dependents(&self) -> BTreeSet<EntryKey> {
+        let tenants = self.settings.tenants.iter();
+        let allowed = tenants.filter_map(|tenant| tenant.allowed_models.as_ref()).flatten();
+        let names = implicit_models(&self.settings).into_iter().chain(allowed.cloned());
+        names.filter_map(|name| self.lookup(&name).map(|entry| entry.key.clone())).collect()
     }
 
     /// Returns the entries that `memory.fallback_models` means, in its order; `None` for a name
@@ -488,6 +498,20 @@ mod tests {
         let listed = catalog.fallback_models();
         let listed = listed.iter().map(|entry| entry.map(|entry| entry.key.name()));
         assert_eq!(listed.collect::<Vec<_>>(), [Some("a@2"), Some("b@1"), None]);
+    }
+
+    #[test]
+    fn default_tenant_and_alias_models_have_dependents() {
+        let mut settings = settings();
+        let found = |settings: &Settings| {
+            let keys = catalog(settings.clone()).models_with_dependents().into_iter();
+            keys.map(|key| key.name().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(found(&settings), ["a@2", "b@1"]);
+        settings.aliases.clear();
+        assert_eq!(found(&settings), ["a@2"]);
+        settings.tenants = vec![tenant(Some("b"), None), tenant(Some("nowhere"), Some(&["a@1"]))];
+        assert_eq!(found(&settings), ["a@1", "a@2", "b@1"]);
     }
 
     #[test]

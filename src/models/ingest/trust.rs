@@ -1,4 +1,5 @@
-//! Applies changes of the trusted keys to installed models at once.
+//! Applies changes of the trusted keys, and of `packages.disable_unsigned`, to installed models at
+//! once.
 //!
 //! This module decides when the keys are read again. [`crate::package::TrustInput`] decides which
 //! entries they allow.
@@ -6,7 +7,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::base::errors::{chain, errno};
@@ -15,11 +16,12 @@ use crate::models::ManagerHandle;
 use crate::package::{SignatureError, Store, TrustChange, TrustInput};
 use crate::telemetry::log::Message;
 
-/// Directories from which trust is derived.
+/// Directories and settings from which trust is derived.
 #[derive(Clone, Debug)]
 pub struct TrustRoots {
     keys_directory: PathBuf,
     bundled_directory: PathBuf,
+    disables_unsigned: bool,
 }
 
 impl From<&Settings> for TrustRoots {
@@ -28,6 +30,7 @@ impl From<&Settings> for TrustRoots {
         Self {
             keys_directory: packages.keys_directory.clone(),
             bundled_directory: packages.bundled_directory.clone(),
+            disables_unsigned: packages.disable_unsigned,
         }
     }
 }
@@ -40,7 +43,10 @@ impl TrustRoots {
     /// revoke a key. Blocks on reading small files.
     pub fn reevaluate(&self, store: &Store) -> (TrustChange, Vec<SignatureError>) {
         match TrustInput::read(&self.keys_directory, &self.bundled_directory) {
-            Ok((trusted, errors)) => (store.apply_trust(&trusted), errors),
+            Ok((trusted, errors)) => {
+                let trusted = trusted.disabling_unsigned(self.disables_unsigned);
+                (store.apply_trust(&trusted), errors)
+            }
             Err(error) => (TrustChange::default(), vec![error]),
         }
     }
@@ -65,14 +71,15 @@ pub fn log_changes(changed: &TrustChange) {
     }
 }
 
-/// Judges the entries again at each tick of `ticks`, which signal changes in the directory of keys.
-/// Runs until `cancel`.
+/// Judges the entries again at each tick of `ticks`, which signal changes in the directory of keys,
+/// and after each change of `settings`. The directories stay those of `roots`. Runs until `cancel`.
 ///
 /// Disabled models are unloaded after they have finished their requests in progress.
 pub async fn watch_keys(
     handle: ManagerHandle,
-    roots: TrustRoots,
+    mut roots: TrustRoots,
     mut ticks: mpsc::Receiver<()>,
+    mut settings: watch::Receiver<Arc<Settings>>,
     cancel: CancellationToken,
 ) {
     let mut told = Vec::new();
@@ -80,7 +87,9 @@ pub async fn watch_keys(
         tokio::select! {
             () = cancel.cancelled() => return,
             tick = ticks.recv() => if tick.is_none() { return },
+            changed = settings.changed() => if changed.is_err() { return },
         }
+        roots.disables_unsigned = settings.borrow_and_update().packages.disable_unsigned;
         let (roots, store) = (roots.clone(), Arc::clone(handle.store()));
         let judged = tokio::task::spawn_blocking(move || roots.reevaluate(&store)).await;
         let (changed, errors) = match judged {

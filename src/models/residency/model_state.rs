@@ -17,11 +17,22 @@ use crate::models::residency::retention::{KeepAliveRequest, Retention, Retention
 use crate::models::serving::queue::{QueueSender, WeakQueueSender};
 use crate::models::serving::table::ServedModel;
 use crate::models::serving::worker::{ReadyModel, WorkerError};
-use crate::models::{Lease, Residency};
+use crate::models::{Lease, Priority, Residency};
 
 pub(in crate::models) type LeaseReply = oneshot::Sender<Result<Lease, ModelError>>;
-/// Waiting requests for a model, each with the name in the request.
-pub(in crate::models) type WaitingLeases = Vec<(String, LeaseReply)>;
+
+/// A request for a lease.
+#[derive(Debug)]
+pub(in crate::models) struct LeaseRequest {
+    /// Name of the model in the request.
+    pub(in crate::models) name: String,
+    /// Class of the request. Preloads are bulk.
+    pub(in crate::models) priority: Priority,
+    pub(in crate::models) reply: LeaseReply,
+}
+
+/// Waiting requests for a model.
+pub(in crate::models) type WaitingLeases = Vec<LeaseRequest>;
 
 /// State of a model. A model for which the manager has no state is only in the store.
 pub(in crate::models) enum ModelState {
@@ -82,7 +93,7 @@ pub(in crate::models) type ReserveReply = oneshot::Sender<Result<Reservation, Mo
 
 /// A model that is being admitted.
 pub(in crate::models) struct PendingAdmission {
-    /// Start of the admission; orders the claims of several models.
+    /// Start of the admission; orders the claims of several models of one priority.
     pub(in crate::models) since: Instant,
     pub(in crate::models) waiting: WaitingLeases,
     /// Options of the load.
@@ -93,10 +104,31 @@ pub(in crate::models) struct PendingAdmission {
     pub(in crate::models) is_preload: bool,
     /// Whether the model waits until others are unloaded.
     pub(in crate::models) is_blocked: bool,
-    /// Memory that evicted models free for this one. Later requests cannot take it.
+    /// Whether the load waits until more urgent ones have started.
+    pub(in crate::models) is_yielding: bool,
+    /// Memory that evicted models free for this one. Later requests cannot take it, unless they are
+    /// more urgent.
     pub(in crate::models) claim: Bytes,
     /// Whether it was refused before; the refusal is then already in the journal.
     pub(in crate::models) was_refused: bool,
+}
+
+impl PendingAdmission {
+    /// Returns the priority of the load: bulk if only bulk requests or preloads wait for it.
+    pub(in crate::models) fn priority(&self) -> Priority {
+        let is_urgent = |request: &LeaseRequest| {
+            request.priority == Priority::Interactive && !request.reply.is_closed()
+        };
+        match self.reserve.is_some() || self.waiting.iter().any(is_urgent) {
+            true => Priority::Interactive,
+            false => Priority::Bulk,
+        }
+    }
+
+    /// Returns whether this model gets memory before `other`.
+    pub(in crate::models) fn is_ahead_of(&self, other: &Self) -> bool {
+        (self.priority(), self.since) < (other.priority(), other.since)
+    }
 }
 
 /// Thread of a worker, and the queue of its requests.

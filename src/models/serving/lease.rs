@@ -59,6 +59,28 @@ impl Lease {
         self.tokenizer.encode_truncated(prompt, text, truncation)
     }
 
+    /// Converts one text of a pair into token ids without special ones. Must not run on the
+    /// runtime's threads, like [`tokenize`](Self::tokenize).
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn tokenize_part(&self, text: &str, truncation: Truncation) -> Result<Tokens, EngineError> {
+        self.tokenizer.encode_part(text, truncation)
+    }
+
+    /// Joins the tokens of the texts of a pair.
+    ///
+    /// # Errors
+    /// When the model does not score pairs.
+    pub fn join(
+        &self,
+        first: &Tokens,
+        second: &Tokens,
+        truncation: Truncation,
+    ) -> Result<Tokens, EngineError> {
+        self.tokenizer.join(first, second, truncation)
+    }
+
     /// Returns all tokens of a text with their positions in it; with `special`, also the special
     /// tokens around it. Takes a hundred times the memory of the text, and milliseconds, so it must
     /// not run on the runtime's threads.
@@ -99,6 +121,11 @@ impl Lease {
     /// Returns the number of special tokens around a text.
     pub fn special_tokens(&self) -> usize {
         self.tokenizer.around()
+    }
+
+    /// Returns the number of special tokens of a pair; 0 if the model does not score pairs.
+    pub fn special_of_pair(&self) -> usize {
+        self.tokenizer.special_of_pair()
     }
 
     /// Gives the lease back. [`ManagerHandle::renew`](crate::models::ManagerHandle::renew) acquires

@@ -12,6 +12,15 @@ pub enum Priority {
     Bulk,
 }
 
+/// Urgency of a request that may have to wait for a load.
+#[derive(Clone, Copy, Debug)]
+pub struct Urgency {
+    /// Class of the request, which decides which load starts first.
+    pub priority: Priority,
+    /// Instant after which the client no longer waits.
+    pub deadline: Instant,
+}
+
 /// Flow of a request for fair scheduling: owners share the queue fairly, and so do the connections
 /// of one owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,7 +58,8 @@ pub struct Ticket {
 /// Answer to a request.
 #[derive(Debug)]
 pub struct JobOutput {
-    /// Vectors `[texts, dimensions]`, or token states `[tokens of all texts, hidden]`; row-major.
+    /// Rows of the requested output, row-major: one for each text, or one for each token of all
+    /// texts.
     pub vectors: Vec<f32>,
     /// Time in the queue.
     pub queue: Duration,

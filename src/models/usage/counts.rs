@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use super::daily::{DAYS, DailyCounts};
 use super::histogram::Histogram;
 use super::weekly_profile::{HourNumber, HoursUsed, WeeklyProfile};
 use super::{Percentiles, RequestOutcome};
@@ -39,6 +40,9 @@ pub(super) struct UsageCounts {
     /// Number of distinct hours in which the model was used.
     hours: u64,
     habit: Option<WeeklyProfile>,
+    /// Missing in the files of older versions.
+    #[serde(default)]
+    daily: Option<DailyCounts>,
     /// Time of the first use.
     pub(super) first_used_at: Option<Timestamp>,
     /// Time of the last use.
@@ -65,6 +69,7 @@ impl UsageCounts {
         self.first_used_at.get_or_insert(at);
         self.last_used_at = Some(at);
         let Some(hour) = HourNumber::of(now) else { return };
+        self.daily.get_or_insert_with(|| DailyCounts::new(hour)).record(hour);
         let is_first = match &mut self.habit {
             Some(habit) => habit.record(hour),
             None => {
@@ -149,6 +154,12 @@ impl UsageCounts {
     /// use, and while the clock is not set.
     pub(super) fn hours_used(&self, now: SystemTime) -> Option<HoursUsed> {
         Some(self.habit.as_ref()?.hours_used(HourNumber::of(now)?))
+    }
+
+    /// Returns the requests of each of the last days, the oldest day first. Returns `None` before the
+    /// first request, and while the clock is not set.
+    pub(super) fn daily_requests(&self, now: SystemTime) -> Option<[u64; DAYS]> {
+        Some(self.daily.as_ref()?.last_days(HourNumber::of(now)?))
     }
 
     fn recent_uses(&self, now: SystemTime) -> f64 {

@@ -13,6 +13,7 @@
 //! The caller passes the time. Hours of the week are in UTC.
 
 mod counts;
+mod daily;
 mod file;
 mod histogram;
 pub mod recommend;
@@ -29,6 +30,7 @@ use crate::files::FileError;
 use crate::package::{EntryKey, Timestamp};
 use crate::telemetry::log::Message;
 use counts::UsageCounts;
+pub use daily::DAYS;
 use weekly_profile::HourNumber;
 pub use weekly_profile::HoursUsed;
 pub(super) use write_failures::WriteFailures;
@@ -110,6 +112,9 @@ pub struct UsageStats {
     pub use_by_hour: Option<Vec<f64>>,
     /// Hours with a use in the last two weeks. `None` before the first use.
     pub hours_used: Option<HoursUsed>,
+    /// Requests of each of the last [`DAYS`] days in UTC, the oldest day first. `None` before the
+    /// first use.
+    pub daily_requests: Option<[u64; DAYS]>,
     /// Expected next use, within [`MAX_AHEAD`].
     pub next_use: Option<PredictedUse>,
     /// Time of the first use.
@@ -212,6 +217,7 @@ impl Usage {
                 uses_per_hour: counts.uses_per_hour(now),
                 use_by_hour: counts.use_by_hour(now),
                 hours_used: counts.hours_used(now),
+                daily_requests: counts.daily_requests(now),
                 next_use: next_use(&key, &counts, MAX_AHEAD, now),
                 first_used_at: counts.first_used_at,
                 last_used_at: counts.last_used_at,

@@ -8,9 +8,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::package::{
-    EntryKey, KnownModel, Manifest, Precision, Task, Tier, WEIGHTS, find_known_model,
-};
+use crate::package::{EntryKey, Manifest, Precision, Task, Tier, WEIGHTS, known_model_of};
 
 /// Task for which vectors are wanted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,11 +26,13 @@ pub enum TaskType {
     Clustering,
     /// Search for code by a description of its function.
     CodeSearch,
+    /// Scores of documents for a query, by a model that reads both together.
+    Rerank,
 }
 
 impl TaskType {
     /// Accepted names.
-    pub const NAMES: [&str; 7] = [
+    pub const NAMES: [&str; 8] = [
         "embedding",
         "similarity",
         "search",
@@ -40,6 +40,7 @@ impl TaskType {
         "classification",
         "clustering",
         "code_search",
+        "rerank",
     ];
 
     fn purpose(self) -> &'static str {
@@ -50,6 +51,7 @@ impl TaskType {
             Self::Classification => "classification",
             Self::Clustering => "clustering",
             Self::CodeSearch => "code search",
+            Self::Rerank => "reranking",
         }
     }
 
@@ -61,6 +63,7 @@ impl TaskType {
             Self::Similarity | Self::Classification | Self::Clustering => Some(Task::Similarity),
             Self::Search => Some(Task::Search),
             Self::CodeSearch => Some(Task::CodeSearch),
+            Self::Rerank => Some(Task::Rerank),
         }
     }
 
@@ -68,7 +71,7 @@ impl TaskType {
     /// <https://huggingface.co/nomic-ai/nomic-embed-text-v2-moe/blob/11920f9629c6db4e60eac546b0b6e1743613aeac/config_sentence_transformers.json>.
     fn prompts(self) -> &'static [&'static str] {
         match self {
-            Self::Embedding => &[],
+            Self::Embedding | Self::Rerank => &[],
             Self::Similarity => &["similarity", "sts"],
             Self::Search => &["query", "passage", "document", "search", "retrieval"],
             Self::Classification => &["classification"],
@@ -120,6 +123,7 @@ impl FromStr for TaskType {
             "classification" => Ok(Self::Classification),
             "clustering" => Ok(Self::Clustering),
             "code_search" => Ok(Self::CodeSearch),
+            "rerank" => Ok(Self::Rerank),
             _ => Err(UnknownWord(&Self::NAMES)),
         }
     }
@@ -271,33 +275,17 @@ pub fn recommend(query: RecommendationQuery, candidates: &[Candidate<'_>]) -> Ve
     ranked.into_iter().map(|(_, recommendation)| recommendation).collect()
 }
 
-/// Derives the tier of a model from its size.
-///
-/// - Fast: tables (static embeddings), and encoders with less than 30 million parameters, such as 6
-///   layers of 384.
-/// - Quality: encoders with at least 100 million parameters and 768 dimensions, such as 12 layers
-///   of 768.
-/// - Balanced: all others. Among them are small multilingual encoders, most of whose parameters are
-///   word embeddings.
+/// Derives the tier of a model from the size of its weights.
 pub fn tier(manifest: &Manifest) -> Tier {
     let weights = manifest.files.iter().find(|file| file.path.as_str() == WEIGHTS);
     let bytes_each = match manifest.precision {
         Precision::F32 => 4,
         Precision::F16 => 2,
-        Precision::Int8 => 1,
+        // In int4-table, the result lacks half of the table of words.
+        Precision::Int8 | Precision::Int4Table => 1,
     };
     let parameters = weights.map_or(0, |file| file.size) / bytes_each;
-    tier_of(&manifest.architecture, parameters, manifest.dimensions)
-}
-
-fn tier_of(architecture: &str, parameters: u64, dimensions: usize) -> Tier {
-    if architecture == "static" || parameters < 30_000_000 {
-        Tier::Fast
-    } else if parameters >= 100_000_000 && dimensions >= 768 {
-        Tier::Quality
-    } else {
-        Tier::Balanced
-    }
+    Tier::of_size(&manifest.architecture, parameters, Some(manifest.dimensions))
 }
 
 fn rank(tier: Tier) -> u8 {
@@ -309,30 +297,24 @@ fn rank(tier: Tier) -> u8 {
 }
 
 fn suitability(task_type: TaskType, manifest: &Manifest) -> Suitability {
+    // The manifest states whether a model computes vectors or scores.
+    match (manifest.is_reranker(), task_type == TaskType::Rerank) {
+        (true, true) => return Suitability::Intended,
+        (true, false) | (false, true) => return Suitability::OtherTask,
+        (false, false) => {}
+    }
     let Some(task) = task_type.task() else { return Suitability::Intended };
     // sentence-transformers writes an empty prompt for a model without prompts.
     let prompted = manifest.prompts.iter().filter(|(_, text)| !text.is_empty()).any(|(name, _)| {
         let name = name.to_ascii_lowercase();
         task_type.prompts().iter().any(|part| name.contains(part))
     });
-    match known_model(manifest) {
+    match known_model_of(manifest) {
         Some(model) if prompted || model.tasks.contains(&task) => Suitability::Intended,
         Some(_) => Suitability::OtherTask,
         None if prompted => Suitability::Intended,
         None => Suitability::Unknown,
     }
-}
-
-/// Returns the known model that `manifest` describes, found by the repository of its source or by
-/// its id.
-fn known_model(manifest: &Manifest) -> Option<&'static KnownModel> {
-    let repository = manifest.source.as_deref().and_then(|source| {
-        let path = source.strip_prefix("https://huggingface.co/")?;
-        find_known_model(path.trim_end_matches('/'))
-    });
-    // Another model may have an id that is a second name of a known one.
-    let id = manifest.id.as_str();
-    repository.or_else(|| find_known_model(id).filter(|known| known.id == id))
 }
 
 fn reason(
@@ -377,8 +359,7 @@ impl fmt::Display for Millis {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::package::fixture;
-    use crate::package::known_models;
+    use crate::package::{Classifier, ScoreActivation, fixture};
 
     const MS: Duration = Duration::from_millis(1);
 
@@ -421,10 +402,13 @@ mod tests {
 
     #[test]
     fn tiers_follow_model_size() {
-        for known in known_models() {
-            // A parameter in int8 is one byte.
-            let derived = tier_of(known.architecture, known.int8_size.0, known.dimensions);
-            assert_eq!(derived, known.tier, "{}", known.id);
+        for (dimensions, parameters, expected) in [
+            (384, 22_713_216, Tier::Fast),
+            (384, 117_653_760, Tier::Balanced),
+            (768, 66_362_880, Tier::Balanced),
+            (768, 109_486_464, Tier::Quality),
+        ] {
+            assert_eq!(tier(&model("model", dimensions, parameters)), expected, "{parameters}");
         }
         let mut table = model("table", 1024, 500_000_000);
         table.architecture = "static".to_owned();
@@ -447,6 +431,9 @@ mod tests {
         let e5 = prompted("own-e5", &[("query", "query: "), ("passage", "passage: ")]);
         let silent = prompted("silent", &[("query", ""), ("document", "")]);
         let tasks = prompted("tasks", &[("STS", "a: "), ("Clustering", "b: ")]);
+        let mut reranker = prompted("reranker", &[("query", "query: ")]);
+        let activation = ScoreActivation::Sigmoid;
+        reranker.classifier = Some(Classifier { labels: 1, activation, token_types: true });
         for (manifest, task_type, expected) in [
             (&renamed, TaskType::Search, Intended),
             (&renamed, TaskType::Classification, Intended),
@@ -463,6 +450,10 @@ mod tests {
             (&tasks, TaskType::Similarity, Intended),
             (&tasks, TaskType::Clustering, Intended),
             (&tasks, TaskType::Classification, Unknown),
+            (&tasks, TaskType::Rerank, OtherTask),
+            (&reranker, TaskType::Rerank, Intended),
+            (&reranker, TaskType::Search, OtherTask),
+            (&reranker, TaskType::Embedding, OtherTask),
         ] {
             assert_eq!(suitability(task_type, manifest), expected, "{} {task_type:?}", manifest.id);
         }

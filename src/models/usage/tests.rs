@@ -80,6 +80,31 @@ fn counts_survive_restarts() {
 }
 
 #[test]
+fn daily_requests_survive_restarts_and_older_files() {
+    let place = Place::new();
+    let usage = place.open();
+    let model = key("a");
+    (0..3).for_each(|_| usage.record(&model, ANSWERED, monday()));
+    usage.record(&model, FAILED, monday() + 8 * DAY);
+    usage.save().unwrap();
+    let daily = |usage: &Usage, day| usage.stats(monday() + day * DAY)[&model].daily_requests;
+    let mut expected = [0; DAYS];
+    (expected[DAYS - 9], expected[DAYS - 1]) = (3, 1);
+    assert_eq!(daily(&place.open(), 8), Some(expected));
+
+    // Older versions wrote no daily counts.
+    let mut file: serde_json::Value =
+        serde_json::from_slice(&fs::read(place.path()).unwrap()).unwrap();
+    let counts = file["models"][model.to_string()].as_object_mut().unwrap();
+    counts.remove("daily").unwrap();
+    fs::write(place.path(), file.to_string()).unwrap();
+    let usage = place.open();
+    assert_eq!((daily(&usage, 8), usage.stats(monday())[&model].requests), (None, 4));
+    usage.record(&model, ANSWERED, monday() + 9 * DAY);
+    assert_eq!(daily(&usage, 9).map(|days| days[DAYS - 1]), Some(1));
+}
+
+#[test]
 fn only_changes_are_saved_and_failures_retried() {
     let place = Place::new();
     let usage = place.open();

@@ -44,6 +44,11 @@ impl HourNumber {
         UNIX_EPOCH.checked_add(Duration::from_secs(self.0.checked_mul(HOUR)?))
     }
 
+    /// Returns the number of its day in UTC, counted from 1970.
+    pub(super) fn day(self) -> u64 {
+        self.0 / 24
+    }
+
     fn week(self) -> u64 {
         self.0.saturating_add(EPOCH) / HOURS as u64
     }

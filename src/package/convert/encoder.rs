@@ -6,9 +6,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::file::{
-    ModelDirectoryError, is_missing, parse, read_file, read_json_if_present, unsupported,
+    ModelDirectoryError, is_missing, parse, quoted, read_file, read_json_if_present, unsupported,
 };
-use crate::package::manifest::{CONFIG, MAX_JSON, MAX_TOKENIZER, TOKENIZER};
+use super::vocabulary;
+use crate::package::manifest::{CONFIG, MAX_JSON, MAX_SEQUENCE_LENGTH, MAX_TOKENIZER, TOKENIZER};
 
 /// File names of the transformer module's configuration. The first existing one is read, as in
 /// sentence-transformers.
@@ -19,28 +20,90 @@ const TRANSFORMER_CONFIGS: [&str; 4] = [
     "sentence_xlm-roberta_config.json",
 ];
 
-/// Supported values of `model_type`, each with the number of unused rows at the start of its
-/// position table. Families with unused rows count positions from the padding index plus one.
+/// Supported values of `model_type`, each with its architecture and the number of unused rows at
+/// the start of its position table. Families with unused rows count positions from the padding
+/// index plus one.
 /// <https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/roberta/modeling_roberta.py>
-const ARCHITECTURES: [(&str, usize); 6] = [
-    ("bert", 0),
-    ("distilbert", 0),
-    ("modernbert", 0),
-    ("mpnet", 2),
-    ("roberta", 2),
-    ("xlm-roberta", 2),
+const MODEL_TYPES: [(&str, &str, usize); 16] = [
+    ("bert", "bert", 0),
+    ("camembert", "camembert", 2),
+    ("deberta-v2", "deberta-v2", 0),
+    ("distilbert", "distilbert", 0),
+    ("embedding_gemma2", EMBEDDING_GEMMA2, 0),
+    ("embedding_gemma2_text", EMBEDDING_GEMMA2, 0),
+    ("eurobert", "eurobert", 0),
+    ("gemma3_text", "gemma3_text", 0),
+    ("gte", "gte", 0),
+    ("modernbert", "modernbert", 0),
+    ("mpnet", "mpnet", 2),
+    // The name of gte in the code that its first models carry.
+    ("new", "gte", 0),
+    ("nomic_bert", "nomic_bert", 0),
+    ("qwen3", "qwen3", 0),
+    ("roberta", "roberta", 2),
+    ("xlm-roberta", "xlm-roberta", 2),
+];
+
+/// Architecture whose `config.json` may describe a model of other media too.
+const EMBEDDING_GEMMA2: &str = "embedding_gemma2";
+
+/// Kinds of models that are not supported, each with the values of `model_type` by which it is
+/// recognized.
+const OTHER_KINDS: [(&str, &[&str]); 4] = [
+    (
+        "a model of images and texts",
+        &["chinese_clip", "clip", "clip_text_model", "gemma3", "qwen2_vl", "qwen3_vl", "siglip"],
+    ),
+    ("an encoder with a decoder", &["bart", "mbart", "mt5", "t5", "t5gemma", "umt5"]),
+    (
+        "a language model of another family",
+        &["gemma", "gemma2", "gpt2", "gpt_neox", "llama", "mistral", "mixtral", "phi3", "qwen2"],
+    ),
+    ("an encoder of another family", &["albert", "deberta", "electra", "xlm-roberta-xl"]),
 ];
 
 /// Smallest usable length limit: one token between the two special tokens.
 const MIN_SEQUENCE_LENGTH: usize = 3;
 
+/// Configuration of PEFT, beside weights that only change another model.
+const ADAPTER: &str = "adapter_config.json";
+
 #[derive(Deserialize)]
 struct Config {
     model_type: String,
+    /// Names of the classes to which the weights belong.
+    architectures: Option<Vec<String>>,
+    /// jina-embeddings-v3: tasks for which the weights have low-rank adapters.
+    lora_adaptations: Option<Vec<String>>,
+    /// EmbeddingGemma 2: the part of the configuration that describes the encoder of texts.
+    text_config: Option<Value>,
+}
+
+/// Sizes of an encoder, under the names of all families.
+#[derive(Deserialize)]
+struct Sizes {
     hidden_size: Option<usize>,
     /// DistilBERT's name for `hidden_size`.
     dim: Option<usize>,
-    max_position_embeddings: usize,
+    /// nomic's name for `hidden_size`.
+    n_embd: Option<usize>,
+    /// EmbeddingGemma 2: length of the vectors of tokens after their projection.
+    embedding_dim: Option<usize>,
+    max_position_embeddings: Option<usize>,
+    /// nomic's name for `max_position_embeddings`.
+    n_positions: Option<usize>,
+}
+
+impl Sizes {
+    /// Returns the number of channels between the layers.
+    fn hidden(&self) -> Option<usize> {
+        self.hidden_size.or(self.dim).or(self.n_embd)
+    }
+
+    /// Returns the maximum number of positions, unused ones included.
+    fn positions(&self) -> Option<usize> {
+        self.max_position_embeddings.or(self.n_positions)
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -61,39 +124,70 @@ struct TokenizerConfig {
 /// Contents of the first module, without its weights.
 pub(super) struct Encoder {
     pub(super) architecture: &'static str,
+    /// Whether the weights are only those of the encoder, without a head for another task.
+    pub(super) is_bare: bool,
+    /// Number of channels between the layers.
     pub(super) hidden_size: usize,
+    /// Length of the vectors of tokens.
+    pub(super) dimensions: usize,
     pub(super) max_sequence_length: usize,
     pub(super) config: Vec<u8>,
     pub(super) tokenizer: Vec<u8>,
 }
 
+/// Task for which sentence-transformers loads an encoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Task {
+    /// Vectors of the tokens.
+    Features,
+    /// Output of the head of a classifier.
+    Classification,
+}
+
+impl Task {
+    /// Returns the value of `transformer_task`.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Features => "feature-extraction",
+            Self::Classification => "sequence-classification",
+        }
+    }
+}
+
 impl Encoder {
-    /// Reads the module in `root`.
+    /// Reads the module in `root`, for vectors of tokens.
     ///
     /// # Errors
     /// When a file is missing or requires a feature that Caxton does not support.
     pub(super) fn read(root: &Path) -> Result<Self, ModelDirectoryError> {
+        Self::read_for(root, Task::Features)
+    }
+
+    /// Reads the module in `root`, which is used for `task`.
+    ///
+    /// # Errors
+    /// As [`Encoder::read`].
+    pub(super) fn read_for(root: &Path, task: Task) -> Result<Self, ModelDirectoryError> {
+        refuse_adapter(root)?;
         let path = root.join(CONFIG);
         let bytes = read_file(&path, MAX_JSON)?;
         let config: Config = parse(&path, &bytes)?;
-        let Some(&(architecture, reserved)) =
-            ARCHITECTURES.iter().find(|(name, _)| *name == config.model_type)
-        else {
-            let known = ARCHITECTURES.map(|(name, _)| name).join(", ");
-            let reason = format!("model_type {:?} is not one of {known}", config.model_type);
-            return Err(unsupported(&path, reason));
+        let (architecture, reserved) = architecture_of(&path, &config)?;
+        let sizes: Sizes = match config.text_config {
+            Some(text) if architecture == EMBEDDING_GEMMA2 => serde_json::from_value(text)
+                .map_err(|source| ModelDirectoryError::Json { path: path.clone(), source })?,
+            _ => parse(&path, &bytes)?,
         };
-        let hidden_size = config
-            .hidden_size
-            .or(config.dim)
-            .ok_or_else(|| unsupported(&path, "hidden_size is missing"))?;
-        let (transformer_path, transformer) = read_transformer_config(root)?;
+        let missing = |key: &str| unsupported(&path, format!("{key} is missing"));
+        let hidden_size = sizes.hidden().ok_or_else(|| missing("hidden_size"))?;
+        let positions = sizes.positions().ok_or_else(|| missing("max_position_embeddings"))?;
+        let (transformer_path, transformer) = read_transformer_config(root, task)?;
         let tokenizer_config: TokenizerConfig =
             read_json_if_present(&root.join("tokenizer_config.json"))?.unwrap_or_default();
-        let tokenizer = read_tokenizer(root, &tokenizer_config)?;
+        let tokenizer = read_tokenizer(root, &config.model_type, &tokenizer_config)?;
         check_lower_case(&transformer_path, &transformer, &tokenizer)?;
 
-        let positions = config.max_position_embeddings.saturating_sub(reserved);
+        let positions = positions.saturating_sub(reserved).min(MAX_SEQUENCE_LENGTH);
         let max_sequence_length = match transformer.max_seq_length {
             Some(limit) => limit.min(positions),
             None => no_longer_than(tokenizer_config.model_max_length, positions),
@@ -103,8 +197,60 @@ impl Encoder {
                 format!("a length limit of {max_sequence_length} tokens is too short for a text");
             return Err(unsupported(&path, reason));
         }
-        Ok(Self { architecture, hidden_size, max_sequence_length, config: bytes, tokenizer })
+        let classes = config.architectures.as_deref().unwrap_or_default();
+        Ok(Self {
+            architecture,
+            is_bare: !classes.is_empty() && classes.iter().all(|class| class.ends_with("Model")),
+            hidden_size,
+            dimensions: match sizes.embedding_dim {
+                Some(projected) if architecture == EMBEDDING_GEMMA2 => projected,
+                _ => hidden_size,
+            },
+            max_sequence_length,
+            config: bytes,
+            tokenizer,
+        })
     }
+}
+
+/// Returns the architecture of `config`, and the number of unused rows of its position table.
+fn architecture_of(
+    path: &Path,
+    config: &Config,
+) -> Result<(&'static str, usize), ModelDirectoryError> {
+    if let Some(task) = config.lora_adaptations.iter().flatten().next() {
+        let reason = format!(
+            "lora_adaptations names {}: the weights have an adapter for each task, as those of \
+             jina-embeddings-v3, which Caxton does not apply",
+            quoted(task)
+        );
+        return Err(unsupported(path, reason));
+    }
+    let model_type = config.model_type.as_str();
+    if let Some(&(_, architecture, reserved)) =
+        MODEL_TYPES.iter().find(|(known, ..)| *known == model_type)
+    {
+        return Ok((architecture, reserved));
+    }
+    let known = MODEL_TYPES.map(|(name, ..)| name).join(", ");
+    let kind = OTHER_KINDS.iter().find(|(_, names)| names.contains(&model_type));
+    let kind = kind.map(|(kind, _)| format!(" ({kind})")).unwrap_or_default();
+    let model_type = quoted(model_type);
+    Err(unsupported(path, format!("model_type {model_type}{kind} is not one of {known}")))
+}
+
+/// Checks that the weights in `root` are a whole model.
+fn refuse_adapter(root: &Path) -> Result<(), ModelDirectoryError> {
+    let path = root.join(ADAPTER);
+    if path.exists() {
+        return Err(unsupported(
+            &path,
+            "the weights are an adapter (PEFT) for the weights of another model; load the model \
+             with SentenceTransformer(DIRECTORY), merge the adapter \
+             (model[0].auto_model.merge_and_unload()) and save the result",
+        ));
+    }
+    Ok(())
 }
 
 /// Returns the smaller of a limit, as transformers writes it, and the number of positions.
@@ -120,13 +266,17 @@ fn no_longer_than(limit: Option<f64>, positions: usize) -> usize {
 
 fn read_transformer_config(
     root: &Path,
+    task: Task,
 ) -> Result<(PathBuf, TransformerConfig), ModelDirectoryError> {
     for name in TRANSFORMER_CONFIGS {
         let path = root.join(name);
         let Some(config) = read_json_if_present::<TransformerConfig>(&path)? else { continue };
         return match &config.transformer_task {
-            Some(task) if task != "feature-extraction" => {
-                let reason = format!("transformer_task {task:?} does not return token vectors");
+            Some(stated) if stated != task.name() => {
+                let expected = task.name();
+                let reason = format!(
+                    "transformer_task {stated:?} does not fit the other files; expected {expected}"
+                );
                 Err(unsupported(&path, reason))
             }
             _ => Ok((path, config)),
@@ -141,16 +291,24 @@ pub(super) fn read_tokenizer_file(root: &Path) -> Result<Vec<u8>, ModelDirectory
     match read_file(&path, MAX_TOKENIZER) {
         Err(error) if is_missing(&error) => Err(unsupported(
             &path,
-            "it is missing, and a vocabulary alone is not enough: load the model with transformers \
-             and save its fast tokenizer \
+            "it is missing, and only the vocab.txt of a BERT can replace it: load the model with \
+             transformers and save its fast tokenizer \
              (AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY))",
         )),
         other => other,
     }
 }
 
-fn read_tokenizer(root: &Path, config: &TokenizerConfig) -> Result<Vec<u8>, ModelDirectoryError> {
-    let bytes = read_tokenizer_file(root)?;
+fn read_tokenizer(
+    root: &Path,
+    model_type: &str,
+    config: &TokenizerConfig,
+) -> Result<Vec<u8>, ModelDirectoryError> {
+    let built = match root.join(TOKENIZER).exists() {
+        true => None,
+        false => vocabulary::build_tokenizer(root, model_type)?,
+    };
+    let bytes = built.map_or_else(|| read_tokenizer_file(root), Ok)?;
     let path = root.join("tokenizer_config.json");
     if config.truncation_side.as_deref().is_some_and(|side| side != "right") {
         return Err(unsupported(

@@ -1,4 +1,6 @@
-//! Reads a model directory of sentence-transformers, or of transformers without `modules.json`.
+//! Reads a model directory of sentence-transformers, or of transformers without `modules.json`. A
+//! directory with a classifier of one label is that of a reranker ([`reranker`]). A GGUF file takes
+//! the place of a directory ([`gguf`]).
 //!
 //! Two layouts are supported. The layout up to version 5 has classes
 //! `sentence_transformers.models.*`, booleans `pooling_mode_*` and the length limit in
@@ -10,60 +12,69 @@
 //! Invariants: every file is a regular file within its size limit, and no path leaves the
 //! directory.
 
+mod computed_tensor;
 mod encoder;
+mod experts;
 mod file;
+pub(super) mod gguf;
+mod modules;
+mod onnx;
 mod other_formats;
 mod pickle;
+mod reranker;
 mod static_embedding;
 mod steps;
+mod token_heads;
 mod torch;
+mod vocabulary;
 mod weights;
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
-use serde_json::Value;
 
 use self::encoder::Encoder;
 pub use self::file::ModelDirectoryError;
-use self::file::{read_json, read_json_if_present, unsupported};
+use self::file::{read_json_if_present, unsupported};
+use self::modules::{DenseFile, TokenSteps, check_normalize, read_dense};
 use self::steps::MODULES;
 pub(super) use self::steps::StatedSteps;
-use super::manifest::{CONFIG, DenseLayer, MAX_DENSE};
+use self::token_heads::TokenHeads;
+use super::manifest::{CONFIG, Classifier, Precision};
 use super::registry::KnownModel;
 
 const MAX_WEIGHTS: u64 = 4 << 30;
 
 /// Configuration that sentence-transformers writes beside the modules.
 const ST_CONFIG: &str = "config_sentence_transformers.json";
-const ORDER: &str =
-    "Transformer and Pooling or StaticEmbedding, any number of Dense, at most one Normalize";
-
-/// Dense layer with the contents of its file.
-#[derive(Debug)]
-pub(super) struct DenseFile {
-    pub(super) layer: DenseLayer,
-    pub(super) path: PathBuf,
-    pub(super) weights: Vec<u8>,
-}
+const ORDER: &str = "Transformer, any number of Dense for tokens and Pooling, or StaticEmbedding; \
+                     then any number of Dense, at most one Normalize";
 
 /// Contents of a model directory: shapes and steps as in a manifest, files as on disk.
 #[derive(Debug)]
 pub(super) struct ModelDirectory {
     pub(super) architecture: &'static str,
+    /// Number of channels between the layers of the encoder.
+    pub(super) hidden_size: usize,
     pub(super) dimensions: usize,
     pub(super) matryoshka_dimensions: Vec<usize>,
     pub(super) max_sequence_length: usize,
     pub(super) pooling: &'static str,
     pub(super) dense: Vec<DenseFile>,
     pub(super) normalize: bool,
+    /// Head of a reranker.
+    pub(super) classifier: Option<Classifier>,
+    /// Heads for tokens.
+    pub(super) token_heads: TokenHeads,
     pub(super) prompts: BTreeMap<String, String>,
     pub(super) default_prompt: Option<String>,
     pub(super) config: Vec<u8>,
     pub(super) tokenizer: Vec<u8>,
     pub(super) weights_path: PathBuf,
     pub(super) weights: Vec<u8>,
+    /// Precision of the package by default; `None` for that of the weights.
+    pub(super) precision: Option<Precision>,
 }
 
 #[derive(Deserialize)]
@@ -71,21 +82,6 @@ struct Module {
     path: String,
     #[serde(rename = "type")]
     class: String,
-}
-
-#[derive(Deserialize)]
-struct DenseConfig {
-    in_features: usize,
-    out_features: usize,
-    bias: Option<bool>,
-    activation_function: Option<String>,
-    module_input_name: Option<String>,
-    use_residual: Option<bool>,
-}
-
-#[derive(Default, Deserialize)]
-struct NormalizeConfig {
-    module_input_name: Option<String>,
 }
 
 /// Key of `config.json` and of `config_sentence_transformers.json` that vLLM also reads.
@@ -101,7 +97,7 @@ struct PromptConfig {
 }
 
 impl ModelDirectory {
-    /// Reads all of `directory`. The weights are held in memory.
+    /// Reads all of `directory`, or the GGUF file with this path. The weights are held in memory.
     ///
     /// `stated` and the registry's facts about `known` supply the steps after the encoder if the
     /// directory does not state them.
@@ -115,8 +111,15 @@ impl ModelDirectory {
         stated: StatedSteps,
         known: Option<&KnownModel>,
     ) -> Result<Self, ModelDirectoryError> {
+        if gguf::is_file(directory) {
+            return gguf::read(directory, stated, known);
+        }
         other_formats::check_directory(directory)?;
-        let Some(modules) = read_json_if_present::<Vec<Module>>(&directory.join(MODULES))? else {
+        let modules: Option<Vec<Module>> = read_json_if_present(&directory.join(MODULES))?;
+        if let Some(reranker) = reranker::read(directory, modules.as_deref(), stated, known)? {
+            return Ok(reranker);
+        }
+        let Some(modules) = modules else {
             return Self::read_plain(directory, stated, known);
         };
         let source = Self::read_modules(directory, &modules)?;
@@ -134,23 +137,28 @@ impl ModelDirectory {
             other_formats::refuse(directory)?;
         }
         let encoder = Encoder::read(directory)?;
-        let (pooling, normalize) = stated.of_plain_directory(directory, known)?;
+        let token_heads = TokenHeads::read(directory, &encoder)?;
+        let (pooling, normalize) = stated.of_plain_directory(directory, &encoder, known)?;
         let (weights_path, weights) = weights::read(directory, MAX_WEIGHTS)?;
         let (prompts, default_prompt) = read_prompts(directory)?;
         Ok(Self {
             architecture: encoder.architecture,
-            dimensions: encoder.hidden_size,
-            matryoshka_dimensions: read_matryoshka(directory, directory, encoder.hidden_size)?,
+            hidden_size: encoder.hidden_size,
+            dimensions: encoder.dimensions,
+            matryoshka_dimensions: read_matryoshka(directory, directory, encoder.dimensions)?,
             max_sequence_length: encoder.max_sequence_length,
             pooling,
             dense: Vec::new(),
             normalize,
+            classifier: None,
+            token_heads,
             prompts,
             default_prompt,
             config: encoder.config,
             tokenizer: encoder.tokenizer,
             weights,
             weights_path,
+            precision: None,
         })
     }
 
@@ -173,19 +181,18 @@ impl ModelDirectory {
             Some(("StaticEmbedding", root)) => (root, true),
             other => return Err(out_of_order(other.map(|(name, _)| name))),
         };
-        let (encoder, pooling, (weights_path, weights)) = if is_static {
+        let (encoder, token_heads, steps, (weights_path, weights)) = if is_static {
             let weights = weights::read(&root, MAX_WEIGHTS)?;
-            (static_embedding::read(&root, &weights.0, &weights.1)?, "mean", weights)
+            let encoder = static_embedding::read(&root, &weights.0, &weights.1)?;
+            let steps = TokenSteps::mean(encoder.dimensions);
+            (encoder, TokenHeads::default(), steps, weights)
         } else {
             let encoder = Encoder::read(&root)?;
-            let pooling = match modules.next().transpose()? {
-                Some(("Pooling", path)) => read_pooling(&path, encoder.hidden_size)?,
-                other => return Err(out_of_order(other.map(|(name, _)| name))),
-            };
-            (encoder, pooling, weights::read(&root, MAX_WEIGHTS)?)
+            let token_heads = TokenHeads::read(&root, &encoder)?;
+            let steps = TokenSteps::read(&mut modules, encoder.dimensions, out_of_order)?;
+            (encoder, token_heads, steps, weights::read(&root, MAX_WEIGHTS)?)
         };
-        let mut dimensions = encoder.hidden_size;
-        let mut dense = Vec::new();
+        let TokenSteps { pooling, mut dimensions, mut dense } = steps;
         let mut normalize = false;
         for module in modules {
             match module? {
@@ -204,18 +211,22 @@ impl ModelDirectory {
         let (prompts, default_prompt) = read_prompts(directory)?;
         Ok(Self {
             architecture: encoder.architecture,
+            hidden_size: encoder.hidden_size,
             dimensions,
             matryoshka_dimensions: read_matryoshka(directory, &root, dimensions)?,
             max_sequence_length: encoder.max_sequence_length,
             pooling,
             dense,
             normalize,
+            classifier: None,
+            token_heads,
             prompts,
             default_prompt,
             config: encoder.config,
             tokenizer: encoder.tokenizer,
             weights,
             weights_path,
+            precision: None,
         })
     }
 }
@@ -245,116 +256,6 @@ fn locate<'a>(root: &Path, module: &'a Module) -> Result<(&'a str, PathBuf), Mod
         unsupported(&root.join(MODULES), reason)
     })?;
     Ok((name, root.join(path)))
-}
-
-fn read_pooling(directory: &Path, hidden_size: usize) -> Result<&'static str, ModelDirectoryError> {
-    let path = directory.join(CONFIG);
-    let config: BTreeMap<String, Value> = read_json(&path)?;
-    let width = ["embedding_dimension", "word_embedding_dimension"]
-        .iter()
-        .find_map(|key| config.get(*key).and_then(Value::as_u64));
-    if width != u64::try_from(hidden_size).ok() {
-        let found = width.map_or_else(|| "missing".to_owned(), |width| width.to_string());
-        let reason = format!("embedding_dimension is {found}, but the encoder has {hidden_size}");
-        return Err(unsupported(&path, reason));
-    }
-    if config.get("include_prompt") == Some(&Value::Bool(false)) {
-        return Err(unsupported(
-            &path,
-            "include_prompt is false, but Caxton pools over the tokens of a prompt too",
-        ));
-    }
-    let modes = pooling_modes(&config)
-        .ok_or_else(|| unsupported(&path, "pooling_mode is neither a name nor a list of names"))?;
-    match modes.as_slice() {
-        // The default of sentence-transformers if no mode is enabled.
-        [] => Ok("mean"),
-        [mode] => match mode.as_str() {
-            "mean" | "mean_tokens" => Ok("mean"),
-            "cls" | "cls_token" => Ok("cls"),
-            "max" | "max_tokens" => Ok("max"),
-            "mean_sqrt_len_tokens" => Ok("mean_sqrt_len"),
-            other => Err(unsupported(
-                &path,
-                format!("pooling {other:?} is not one of mean, cls, max, mean_sqrt_len_tokens"),
-            )),
-        },
-        several => Err(unsupported(
-            &path,
-            format!("several poolings at once ({}); only one is supported", several.join(", ")),
-        )),
-    }
-}
-
-/// Returns the enabled poolings of either layout; `None` if `pooling_mode` has an invalid type.
-///
-/// The newer key `pooling_mode` wins, as in sentence-transformers.
-fn pooling_modes(config: &BTreeMap<String, Value>) -> Option<Vec<String>> {
-    match config.get("pooling_mode") {
-        Some(Value::String(mode)) => Some(vec![mode.clone()]),
-        Some(Value::Array(modes)) => {
-            modes.iter().map(|mode| mode.as_str().map(str::to_owned)).collect()
-        }
-        Some(_) => None,
-        None => Some(
-            config
-                .iter()
-                .filter(|(_, on)| **on == Value::Bool(true))
-                .filter_map(|(key, _)| key.strip_prefix("pooling_mode_").map(str::to_owned))
-                .collect(),
-        ),
-    }
-}
-
-fn read_dense(directory: &Path, in_features: usize) -> Result<DenseFile, ModelDirectoryError> {
-    let path = directory.join(CONFIG);
-    let config: DenseConfig = read_json(&path)?;
-    if config.in_features != in_features {
-        let reason = format!(
-            "in_features is {}, but the previous module has {in_features}",
-            config.in_features
-        );
-        return Err(unsupported(&path, reason));
-    }
-    check_input(&path, config.module_input_name.as_deref())?;
-    if config.use_residual == Some(true) {
-        return Err(unsupported(&path, "use_residual is not supported"));
-    }
-    let activation = match config.activation_function.as_deref() {
-        Some("torch.nn.modules.linear.Identity" | "torch.nn.Identity") => "identity",
-        // Tanh is the default of the class if the file names no function.
-        Some("torch.nn.modules.activation.Tanh" | "torch.nn.Tanh") | None => "tanh",
-        Some(other) => {
-            let reason = format!("activation_function {other:?} is neither Identity nor Tanh");
-            return Err(unsupported(&path, reason));
-        }
-    };
-    let (path, weights) = weights::read(directory, MAX_DENSE)?;
-    Ok(DenseFile {
-        layer: DenseLayer {
-            in_features,
-            out_features: config.out_features,
-            bias: config.bias.unwrap_or(true),
-            activation: activation.to_owned(),
-        },
-        weights,
-        path,
-    })
-}
-
-fn check_normalize(directory: &Path) -> Result<(), ModelDirectoryError> {
-    let path = directory.join(CONFIG);
-    let config: NormalizeConfig = read_json_if_present(&path)?.unwrap_or_default();
-    check_input(&path, config.module_input_name.as_deref())
-}
-
-fn check_input(path: &Path, name: Option<&str>) -> Result<(), ModelDirectoryError> {
-    match name {
-        Some(other) if other != "sentence_embedding" => {
-            Err(unsupported(path, format!("module_input_name {other:?} is not the pooled vector")))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Reads the lengths below `dimensions` for which the model was trained, ascending.

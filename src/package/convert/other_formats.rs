@@ -8,13 +8,17 @@ use super::file::{ModelDirectoryError, unsupported};
 
 /// Extensions of files with models, each with the name of its format.
 const FORMATS: [(&str, &str); 6] = [
-    ("gguf", "GGUF"),
+    ("gguf", GGUF),
     ("h5", "TensorFlow"),
     ("msgpack", "Flax"),
-    ("onnx", "ONNX"),
+    ("onnx", ONNX),
     ("pb", "TensorFlow"),
     ("tflite", "TensorFlow Lite"),
 ];
+/// Format that is packed from its file, not from a directory.
+const GGUF: &str = "GGUF";
+/// Format of which a file in a directory takes the place of the weights.
+const ONNX: &str = "ONNX";
 /// Subdirectory of repositories that contains exports to ONNX.
 const ONNX_DIRECTORY: &str = "onnx";
 
@@ -68,15 +72,21 @@ fn format_of(path: &Path) -> Option<&'static str> {
 }
 
 fn refusal(path: &Path, format: &str) -> ModelDirectoryError {
-    let origin = if format == "GGUF" {
-        "the repository from which it was converted"
-    } else {
-        "the same repository"
-    };
+    if format == GGUF {
+        return unsupported(path, "it is a GGUF model; give this file instead of its directory");
+    }
+    if format == ONNX {
+        return unsupported(
+            path,
+            "it is an ONNX model; Caxton packs a directory with config.json, tokenizer.json and \
+             onnx/model.onnx that is neither quantized nor optimized; take these files, or \
+             model.safetensors, of the same repository",
+        );
+    }
     let reason = format!(
         "it is a {format} model, which Caxton cannot pack; take model.safetensors, config.json and \
-         tokenizer.json of {origin} (and modules.json with the directories that it names, if the \
-         repository has it)"
+         tokenizer.json of the same repository (and modules.json with the directories that it \
+         names, if the repository has it)"
     );
     unsupported(path, reason)
 }
@@ -87,22 +97,54 @@ mod tests {
     use super::*;
     use crate::package::directory_fixture::{Layout, model_directory};
 
-    const CASES: [(&str, &str, &str); 8] = [
-        ("model.onnx", "ONNX", "the same repository"),
-        ("onnx/model_quantized.onnx", "ONNX", "the same repository"),
-        ("model.tflite", "TensorFlow Lite", "the same repository"),
-        ("model.Q8_0.gguf", "GGUF", "the repository from which it was converted"),
-        ("MODEL.GGUF", "GGUF", "the repository from which it was converted"),
-        ("tf_model.h5", "TensorFlow", "the same repository"),
-        ("saved_model.pb", "TensorFlow", "the same repository"),
-        ("flax_model.msgpack", "Flax", "the same repository"),
+    const CASES: [(&str, &str); 4] = [
+        ("model.tflite", "TensorFlow Lite"),
+        ("tf_model.h5", "TensorFlow"),
+        ("saved_model.pb", "TensorFlow"),
+        ("flax_model.msgpack", "Flax"),
     ];
 
-    fn check(source: &Path, (name, format, origin): (&str, &str, &str)) {
-        let error = ModelDirectory::read(source, StatedSteps::default(), None).unwrap_err();
-        let message = error.to_string();
+    fn refusal_of(source: &Path) -> String {
+        ModelDirectory::read(source, StatedSteps::default(), None).unwrap_err().to_string()
+    }
+
+    fn check(source: &Path, (name, format): (&str, &str)) {
+        let message = refusal_of(source);
         let expected = format!("{name}: it is a {format} model, which Caxton cannot pack");
-        assert!(message.contains(&expected) && message.contains(origin), "{message}");
+        assert!(message.contains(&expected) && message.contains("same repository"), "{message}");
+    }
+
+    #[test]
+    fn onnx_is_packed_from_a_directory_with_one_file() {
+        let directory = model_directory(Layout::Two);
+        fs::remove_file(directory.path().join("model.safetensors")).unwrap();
+        let quantized = directory.path().join("onnx/model_quantized.onnx");
+        fs::create_dir(directory.path().join(ONNX_DIRECTORY)).unwrap();
+        fs::write(&quantized, b"x").unwrap();
+        for source in [directory.path(), &quantized] {
+            let message = refusal_of(source);
+            let expected = "model_quantized.onnx: it is an ONNX model; Caxton packs a directory";
+            assert!(message.contains(expected), "{message}");
+        }
+        fs::write(directory.path().join("onnx/model.onnx"), b"x").unwrap();
+        let message = refusal_of(directory.path());
+        assert!(message.contains("onnx/model.onnx: it is not an ONNX file"), "{message}");
+    }
+
+    #[test]
+    fn gguf_is_packed_from_its_file() {
+        for name in ["model.Q8_0.gguf", "MODEL.GGUF"] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join(name);
+            fs::write(&path, b"damaged").unwrap();
+            let message = refusal_of(directory.path());
+            assert!(
+                message.contains(&format!("{name}: it is a GGUF model; give this")),
+                "{message}"
+            );
+            let message = refusal_of(&path);
+            assert!(message.contains(&format!("{name}: it is not a GGUF file")), "{message}");
+        }
     }
 
     #[test]

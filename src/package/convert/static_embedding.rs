@@ -47,7 +47,9 @@ pub(super) fn read(
     });
     Ok(Encoder {
         architecture: "static",
+        is_bare: true,
         hidden_size,
+        dimensions: hidden_size,
         max_sequence_length: max_sequence_length(&root.join(TOKENIZER), &tokenizer)?,
         config: config.to_string().into_bytes(),
         tokenizer,

@@ -2,10 +2,12 @@
 //! transformers writes it.
 //!
 //! The files of such a directory do not state the two steps. They come from the caller or from the
-//! registry. A wrong step gives plausible vectors of poor quality, so nothing is guessed.
+//! registry, and for a family whose published encoders all have the same step, from the family. A
+//! wrong step gives plausible vectors of poor quality, so nothing is guessed.
 
 use std::path::Path;
 
+use super::encoder::Encoder;
 use super::file::{ModelDirectoryError, unsupported};
 use crate::package::registry::KnownModel;
 
@@ -13,7 +15,16 @@ use crate::package::registry::KnownModel;
 pub(super) const MODULES: &str = "modules.json";
 
 /// Directories that sentence-transformers writes for the steps after the encoder.
-const STEP_DIRECTORIES: [&str; 4] = ["1_Pooling", "2_Dense", "2_Normalize", "3_Normalize"];
+const STEP_DIRECTORIES: [&str; 6] =
+    ["1_Pooling", "2_Dense", "2_Normalize", "3_Dense", "3_Normalize", "4_Normalize"];
+
+/// Families whose published encoders for texts all have the same pooling, each with it and, if it
+/// is the same too, with the normalization.
+const FAMILY_STEPS: [(&str, &str, Option<bool>); 3] =
+    [("embedding_gemma2", "mean", Some(true)), ("gte", "cls", None), ("nomic_bert", "mean", None)];
+
+/// Families whose models are mostly language models, of which few were trained to embed texts.
+const LANGUAGE_MODELS: [&str; 2] = ["gemma3_text", "qwen3"];
 
 /// Steps that the caller states for a directory.
 #[derive(Clone, Copy, Debug, Default)]
@@ -23,6 +34,11 @@ pub(in crate::package) struct StatedSteps {
 }
 
 impl StatedSteps {
+    /// Returns whether the caller states no step.
+    pub(super) fn is_empty(self) -> bool {
+        self.pooling.is_none() && self.normalize.is_none()
+    }
+
     /// Checks that the steps in `modules.json` do not contradict the stated ones.
     ///
     /// # Errors
@@ -50,14 +66,16 @@ impl StatedSteps {
         }
     }
 
-    /// Returns the pooling and the normalization of a directory without `modules.json`.
+    /// Returns the pooling and the normalization of a directory without `modules.json`, which
+    /// contains `encoder`.
     ///
     /// # Errors
-    /// When neither the caller nor the registry states them, the two contradict each other, or the
-    /// directory is an incomplete copy of one with `modules.json`.
+    /// When neither the caller nor the registry nor the family states them, the first two
+    /// contradict each other, or the directory is an incomplete copy of one with `modules.json`.
     pub(super) fn of_plain_directory(
         self,
         directory: &Path,
+        encoder: &Encoder,
         known: Option<&KnownModel>,
     ) -> Result<(&'static str, bool), ModelDirectoryError> {
         let refuse = |reason: String| Err(unsupported(&directory.join(MODULES), reason));
@@ -67,17 +85,17 @@ impl StatedSteps {
                  copy {MODULES} too"
             ));
         }
+        let mut steps = self;
         if let Some(known) = known {
+            let normalize = known.normalize.map(|published| published.to_string());
             let facts = [
-                ("pooling", self.pooling.map(str::to_owned), known.pooling.to_owned()),
-                (
-                    "normalize",
-                    self.normalize.map(|stated| stated.to_string()),
-                    known.normalize.to_string(),
-                ),
+                ("pooling", self.pooling.map(str::to_owned), known.pooling.map(str::to_owned)),
+                ("normalize", self.normalize.map(|stated| stated.to_string()), normalize),
             ];
             for (option, stated, published) in facts {
-                if let Some(stated) = stated.filter(|stated| *stated != published) {
+                if let (Some(stated), Some(published)) = (stated, published)
+                    && stated != published
+                {
                     return refuse(format!(
                         "it is missing, and --{option} is {stated}, but {} has {published}; leave \
                          out --{option}, or choose another id with --model-id",
@@ -85,16 +103,39 @@ impl StatedSteps {
                     ));
                 }
             }
-            return Ok((known.pooling, known.normalize));
+            steps.pooling = self.pooling.or(known.pooling);
+            steps.normalize = self.normalize.or(known.normalize);
         }
-        match self {
-            Self { pooling: Some(pooling), normalize: Some(normalize) } => Ok((pooling, normalize)),
-            _ => refuse(
-                "it is missing, so the directory does not state its pooling and normalization; \
-                 name the known model with --original (`caxton model known` lists them), or give \
-                 both --pooling mean|cls|max|mean_sqrt_len and --normalize true|false"
-                    .to_owned(),
-            ),
+        let Self { pooling, normalize } = steps.or_those_of(encoder);
+        if let (Some(pooling), Some(normalize)) = (pooling, normalize) {
+            return Ok((pooling, normalize));
+        }
+        let architecture = encoder.architecture;
+        let nature = if LANGUAGE_MODELS.contains(&architecture) {
+            format!(
+                ", and most models with model_type {architecture} are language models, whose \
+                 vectors are useless without training for it"
+            )
+        } else {
+            String::new()
+        };
+        refuse(format!(
+            "it is missing, so the directory does not state its pooling and normalization{nature}; \
+             name the known model with --original (`caxton model known` lists them), or give both \
+             --pooling mean|cls|max|mean_sqrt_len|lasttoken and --normalize true|false"
+        ))
+    }
+
+    /// Fills in the missing steps with those of the family of `encoder`. A model with a head for
+    /// another task is not one of the published encoders.
+    fn or_those_of(self, encoder: &Encoder) -> Self {
+        let family = FAMILY_STEPS.iter().find(|(name, ..)| *name == encoder.architecture);
+        match family.filter(|_| encoder.is_bare) {
+            Some(&(_, pooling, normalize)) => Self {
+                pooling: self.pooling.or(Some(pooling)),
+                normalize: self.normalize.or(normalize),
+            },
+            None => self,
         }
     }
 }
@@ -103,11 +144,12 @@ impl StatedSteps {
 mod tests {
     use std::fs;
 
+    use serde_json::json;
     use tempfile::TempDir;
 
     use super::super::ModelDirectory;
     use super::*;
-    use crate::package::directory_fixture::{Layout, model_directory};
+    use crate::package::directory_fixture::{Layout, model_directory, write_json};
     use crate::package::find_known_model;
 
     /// Creates a directory as transformers writes it.
@@ -141,7 +183,7 @@ mod tests {
         assert_eq!(steps(&directory, Some("cls"), Some(false), None), Ok(("cls", false)));
         for (pooling, normalize) in [(None, None), (Some("cls"), None), (None, Some(true))] {
             let message = steps(&directory, pooling, normalize, None).unwrap_err();
-            let pooling_option = "--pooling mean|cls|max|mean_sqrt_len";
+            let pooling_option = "--pooling mean|cls|max|mean_sqrt_len|lasttoken";
             for part in [MODULES, "--original", pooling_option, "--normalize true|false"] {
                 assert!(message.contains(part), "{message}");
             }
@@ -153,6 +195,39 @@ mod tests {
             let message = steps(&directory, pooling, normalize, mini).unwrap_err();
             assert!(message.contains(part), "{message}");
         }
+    }
+
+    #[test]
+    fn missing_steps_come_from_family() {
+        let directory = plain_directory();
+        let steps_of = |model_type: &str, class: &str, pooling, normalize| {
+            let config = json!({
+                "model_type": model_type, "architectures": [class], "hidden_size": 4,
+                "max_position_embeddings": 64,
+            });
+            write_json(directory.path(), "config.json", &config);
+            steps(&directory, pooling, normalize, None)
+        };
+        assert_eq!(steps_of("new", "NewModel", None, Some(true)), Ok(("cls", true)));
+        assert_eq!(steps_of("gte", "GteModel", Some("mean"), Some(false)), Ok(("mean", false)));
+        assert_eq!(steps_of("nomic_bert", "NomicBertModel", None, Some(true)), Ok(("mean", true)));
+        let text_encoder = "EmbeddingGemma2TextModel";
+        let found = steps_of("embedding_gemma2_text", text_encoder, None, None);
+        assert_eq!(found, Ok(("mean", true)));
+        // The family states only the pooling, the weights have a head for another task, or the
+        // family has encoders of several kinds.
+        for (model_type, class, part) in [
+            ("nomic_bert", "NomicBertModel", "does not state its pooling and normalization; name"),
+            ("new", "NewForSequenceClassification", "--pooling mean|cls"),
+            ("eurobert", "EuroBertModel", "--pooling mean|cls"),
+            ("qwen3", "Qwen3ForCausalLM", "model_type qwen3 are language models"),
+            ("gemma3_text", "Gemma3ForCausalLM", "model_type gemma3_text are language models"),
+        ] {
+            let message = steps_of(model_type, class, None, None).unwrap_err();
+            assert!(message.contains(part), "{message}");
+        }
+        let stated = steps_of("qwen3", "Qwen3Model", Some("lasttoken"), Some(true));
+        assert_eq!(stated, Ok(("lasttoken", true)));
     }
 
     #[test]

@@ -3,10 +3,10 @@
 use std::error::Error as _;
 use std::fs;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::super::directory_fixture::{Layout, model_directory, write_json};
-use super::super::manifest::MAX_JSON;
+use super::super::directory_fixture::{Layout, model_directory, safetensors, write_json};
+use super::super::manifest::{DenseLayer, MAX_JSON, MAX_SEQUENCE_LENGTH};
 use super::*;
 
 fn read(directory: &Path) -> Result<ModelDirectory, ModelDirectoryError> {
@@ -15,6 +15,11 @@ fn read(directory: &Path) -> Result<ModelDirectory, ModelDirectoryError> {
 
 fn refusal(directory: &Path) -> String {
     read(directory).unwrap_err().to_string()
+}
+
+/// Returns the entry of the encoder in `modules.json`.
+fn transformer() -> Value {
+    json!({ "path": "", "type": "sentence_transformers.models.Transformer" })
 }
 
 #[test]
@@ -53,6 +58,8 @@ fn pooling_is_read_from_either_key() {
         (json!({ "pooling_mode_cls_token": true }), "cls"),
         (json!({ "pooling_mode_max_tokens": true, "pooling_mode_mean_tokens": false }), "max"),
         (json!({ "pooling_mode_mean_sqrt_len_tokens": true }), "mean_sqrt_len"),
+        (json!({ "pooling_mode": "lasttoken" }), "lasttoken"),
+        (json!({ "pooling_mode_lasttoken": true, "pooling_mode_cls_token": false }), "lasttoken"),
         (json!({ "pooling_mode_mean_tokens": false }), "mean"),
         (json!({ "pooling_mode": "cls", "pooling_mode_max_tokens": true }), "cls"),
     ];
@@ -77,6 +84,8 @@ fn smallest_length_limit_applies() {
         ("roberta", 66, json!(null), json!(512), 64),
         ("xlm-roberta", 514, json!(514), json!(null), 512),
         ("mpnet", 66, json!(null), json!(1e30), 64),
+        ("camembert", 514, json!(null), json!(512), 512),
+        ("qwen3", 131_072, json!(null), json!(null), MAX_SEQUENCE_LENGTH),
         ("distilbert", 64, json!(null), json!(512), 64),
         ("modernbert", 8192, json!(512), json!(8192), 512),
     ];
@@ -129,7 +138,11 @@ fn unsupported_setting_error_names_file_and_setting() {
             json!({ "embedding_dimension": 4, "pooling_mode": "weightedmean" }),
             "weightedmean",
         ),
-        (pooling, json!({ "embedding_dimension": 4, "pooling_mode_lasttoken": true }), "lasttoken"),
+        (
+            pooling,
+            json!({ "embedding_dimension": 4, "pooling_mode_weightedmean_tokens": true }),
+            "weightedmean_tokens",
+        ),
         (pooling, json!({ "embedding_dimension": 4, "pooling_mode": 3 }), "neither"),
         (pooling, json!({ "embedding_dimension": 8, "pooling_mode": "mean" }), "8"),
         (pooling, json!({ "pooling_mode": "mean" }), "embedding_dimension is missing"),
@@ -148,7 +161,12 @@ fn unsupported_setting_error_names_file_and_setting() {
         (
             dense,
             json!({ "in_features": 4, "out_features": 3, "module_input_name": "tokens" }),
-            "tokens",
+            "module_input_name \"tokens\" must be \"sentence_embedding\"",
+        ),
+        (
+            dense,
+            json!({ "in_features": 4, "out_features": 3, "module_output_name": "other" }),
+            "module_output_name \"other\"",
         ),
         (
             "3_Normalize/config.json",
@@ -157,13 +175,27 @@ fn unsupported_setting_error_names_file_and_setting() {
         ),
         (
             "config.json",
-            json!({ "model_type": "t5", "hidden_size": 4, "max_position_embeddings": 64 }),
-            "bert, distilbert, modernbert",
+            json!({ "model_type": "t5", "d_model": 4 }),
+            "model_type \"t5\" (an encoder with a decoder) is not one of bert, camembert, deberta-v2,",
         ),
+        ("config.json", json!({ "model_type": "clip" }), "(a model of images and texts)"),
+        ("config.json", json!({ "model_type": "llama" }), "(a language model of another family)"),
+        ("config.json", json!({ "model_type": "x\n" }), "model_type \"x\\n\" is not one of bert,"),
+        (
+            "config.json",
+            json!({ "model_type": "xlm-roberta", "lora_adaptations": ["retrieval.query"] }),
+            "as those of jina-embeddings-v3",
+        ),
+        ("adapter_config.json", json!({ "peft_type": "LORA" }), "merge the adapter"),
         (
             "config.json",
             json!({ "model_type": "bert", "max_position_embeddings": 64 }),
             "hidden_size is missing",
+        ),
+        (
+            "config.json",
+            json!({ "model_type": "bert", "hidden_size": 4 }),
+            "max_position_embeddings is missing",
         ),
         (
             "config.json",
@@ -248,6 +280,90 @@ fn modules_must_be_known_and_in_order() {
         write_json(directory.path(), "modules.json", &modules);
         let message = refusal(directory.path());
         assert!(message.contains("modules.json") && message.contains(part), "{message}");
+    }
+}
+
+#[test]
+fn newer_families_are_read_in_both_forms() {
+    // Columns: directory, architecture, pooling, dimensions, normalize, dense layers, prompts
+    let cases = [
+        ("tiny-camembert", "camembert", "mean", 64, false, 0, 0),
+        ("tiny-embedding-gemma2", "embedding_gemma2", "mean", 96, true, 0, 3),
+        ("tiny-eurobert", "eurobert", "mean", 64, true, 0, 0),
+        ("tiny-gemma3-bidirectional", "gemma3_text", "mean", 64, true, 2, 14),
+        ("tiny-gemma3-causal", "gemma3_text", "lasttoken", 64, true, 0, 1),
+        ("tiny-gte", "gte", "cls", 64, true, 0, 0),
+        ("tiny-gte-en", "gte", "cls", 64, true, 0, 0),
+        ("tiny-modernbert-gelu", "modernbert", "mean", 64, true, 0, 2),
+        ("tiny-modernbert-silu", "modernbert", "cls", 64, true, 0, 0),
+        ("tiny-nomic-bert", "nomic_bert", "mean", 64, false, 0, 4),
+        ("tiny-qwen3", "qwen3", "lasttoken", 64, true, 0, 1),
+        ("tiny-qwen3-bidirectional", "qwen3", "mean", 64, true, 0, 0),
+    ];
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    for (name, architecture, pooling, dimensions, normalize, dense, prompts) in cases {
+        let source = read(&golden.join(name)).unwrap();
+        assert_eq!(source.architecture, architecture, "{name}");
+        assert_eq!((source.pooling, source.normalize), (pooling, normalize), "{name}");
+        assert_eq!((source.dimensions, source.hidden_size), (dimensions, 64), "{name}");
+        assert_eq!((source.dense.len(), source.prompts.len()), (dense, prompts), "{name}");
+        assert_eq!(source.max_sequence_length, 96, "{name}");
+        let published = golden.join(name).join("config.published.json");
+        let Ok(published) = fs::read(published) else { continue };
+        let directory = model_directory(Layout::Six);
+        fs::write(directory.path().join("config.json"), published).unwrap();
+        let encoder = Encoder::read(directory.path()).unwrap();
+        assert_eq!(encoder.architecture, architecture, "{name}");
+        assert_eq!((encoder.dimensions, encoder.hidden_size), (dimensions, 64), "{name}");
+    }
+}
+
+#[test]
+fn dense_for_tokens_moves_behind_pooling() {
+    let directory = model_directory(Layout::Six);
+    let path = directory.path();
+    let modules = json!([
+        transformer(),
+        { "path": "1_Dense", "type": "sentence_transformers.base.modules.dense.Dense" },
+        { "path": "1_Pooling", "type": "sentence_transformers.models.Pooling" },
+        { "path": "2_Dense", "type": "sentence_transformers.models.Dense" },
+    ]);
+    write_json(path, "modules.json", &modules);
+    let layer = |activation: &str, name: &str, bias: bool| {
+        let layer = json!({
+            "in_features": 4, "out_features": 6, "bias": bias,
+            "activation_function": activation, "module_input_name": name,
+        });
+        write_json(path, "1_Dense/config.json", &layer);
+    };
+    let pool = |mode: &str| {
+        let pooling = json!({ "embedding_dimension": 6, "pooling_mode": mode });
+        write_json(path, "1_Pooling/config.json", &pooling);
+    };
+    let identity = "torch.nn.modules.linear.Identity";
+    let weights = safetensors(&[("linear.weight", vec![6, 4], vec![0.5; 24])]);
+    fs::create_dir(path.join("1_Dense")).unwrap();
+    fs::write(path.join("1_Dense/model.safetensors"), weights).unwrap();
+    write_json(path, "2_Dense/config.json", &json!({ "in_features": 6, "out_features": 3 }));
+    for (mode, bias) in
+        [("mean", true), ("cls", true), ("lasttoken", true), ("mean_sqrt_len_tokens", false)]
+    {
+        layer(identity, "token_embeddings", bias);
+        pool(mode);
+        let source = read(path).unwrap();
+        let widths: Vec<_> = source.dense.iter().map(|dense| dense.layer.out_features).collect();
+        assert_eq!((widths, source.dimensions), (vec![6, 3], 3), "{mode}");
+    }
+    for (activation, name, mode, bias, part) in [
+        (identity, "token_embeddings", "max", false, "before the pooling max"),
+        (identity, "token_embeddings", "mean_sqrt_len_tokens", true, "the pooling mean_sqrt_len"),
+        ("torch.nn.modules.activation.Tanh", "token_embeddings", "mean", false, "pooling mean,"),
+        (identity, "sentence_embedding", "mean", false, "must be \"token_embeddings\""),
+    ] {
+        layer(activation, name, bias);
+        pool(mode);
+        let message = refusal(path);
+        assert!(message.contains("1_Dense") && message.contains(part), "{message}");
     }
 }
 

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::file::{
     ModelDirectoryError, is_missing, quoted, read_file, read_json_if_present, unsupported,
 };
-use super::{other_formats, torch};
+use super::{onnx, other_formats, torch};
 use crate::package::manifest::WEIGHTS;
 
 /// File name of weights that torch wrote before safetensors existed.
@@ -24,9 +24,14 @@ const MAX_SHARDS: usize = 128;
 /// Function that reads a file of at most the given size as a safetensors file.
 type Reader = fn(&Path, u64) -> Result<Vec<u8>, ModelDirectoryError>;
 
-/// File names of weights in the order in which transformers looks for them.
-const READERS: [(&str, Reader); 2] =
-    [(WEIGHTS, read_file), (TORCH_WEIGHTS, torch::read_as_safetensors)];
+/// File names of weights in the order in which transformers looks for them; after them, those of
+/// optimum.
+const READERS: [(&str, Reader); 4] = [
+    (WEIGHTS, read_file),
+    (TORCH_WEIGHTS, torch::read_as_safetensors),
+    ("onnx/model.onnx", onnx::read_as_safetensors),
+    ("model.onnx", onnx::read_as_safetensors),
+];
 
 #[derive(Deserialize)]
 struct Index {
@@ -43,8 +48,8 @@ pub(super) fn exist(directory: &Path) -> bool {
 
 /// Reads the weights of a module as a safetensors file; returns them with the path of their source.
 ///
-/// Prefers `model.safetensors` over `pytorch_model.bin`, like sentence-transformers. Holds weights
-/// in several files twice in memory.
+/// Prefers `model.safetensors` over `pytorch_model.bin`, like sentence-transformers, and both over
+/// an export to ONNX. Holds weights in several files twice in memory.
 pub(super) fn read(
     directory: &Path,
     limit: u64,

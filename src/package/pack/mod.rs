@@ -10,24 +10,30 @@
 //!    and user.
 
 use std::error::Error;
+use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use super::convert::{ModelDirectory, ModelDirectoryError, StatedSteps};
+use super::convert::{ModelDirectory, ModelDirectoryError, StatedSteps, gguf};
 use super::digest::{Digest, HashingWriter};
 use super::manifest::{
     CONFIG, FORMAT, MANIFEST, Manifest, ManifestError, Member, ModelId, Precision, SelfTest,
     TOKENIZER, Version, WEIGHTS, dense_file,
 };
 use super::matryoshka::trained_dimensions;
-use super::quantize::{QuantizeError, convert, convert_dense, native_precision};
-use super::registry::{KnownModel, find_known_model};
+use super::quantize::{
+    QuantizeError, convert_classifier, convert_dense, convert_with_heads, native_precision,
+};
+use super::registry::{KnownModel, find_known_id, find_known_model};
 use super::ustar::write_archive;
 use super::weights::Weights;
 
 /// Text of the self-test. Accents, capitals, digits, punctuation and a second script are the first
 /// parts that a damaged tokenizer gets wrong.
 const SELF_TEST_TEXT: &str = "The quick brown fox paid €19.95 in Zürich; 東京 wasn't cheaper.";
+
+/// Smallest maximum input length: one token between the two special tokens.
+const MIN_LENGTH: usize = 3;
 
 /// SPDX value for an unknown licence. <https://spdx.github.io/spdx-spec/v2.3/package-information/>
 const UNKNOWN_LICENSE: &str = "NOASSERTION";
@@ -42,7 +48,7 @@ pub type RunSelfTest<'a> = dyn Fn(&Manifest, &PackageContents) -> Result<Vec<f32
 /// Parameters of [`pack`].
 #[derive(Clone, Debug, Default)]
 pub struct PackRequest {
-    /// Model directory in the format of sentence-transformers or transformers.
+    /// Model directory in the format of sentence-transformers or transformers, or GGUF file.
     pub source: PathBuf,
     /// Model id; the name of the directory by default.
     pub id: Option<ModelId>,
@@ -59,12 +65,14 @@ pub struct PackRequest {
     /// Lengths to which vectors may be cut; those of the directory by default, or else those of the
     /// published model with this id.
     pub matryoshka_dimensions: Option<Vec<usize>>,
-    /// Pooling: `mean`, `cls`, `max` or `mean_sqrt_len`; that of the directory by default, or else
-    /// that of the known model.
+    /// Pooling: `mean`, `cls`, `max`, `mean_sqrt_len` or `lasttoken`; that of the directory by
+    /// default, or else that of the known model or of the family.
     pub pooling: Option<&'static str>,
     /// Whether the vectors get length 1; as in the directory by default, or else as for the known
     /// model.
     pub normalize: Option<bool>,
+    /// Maximum input length in tokens, to lower that of the directory.
+    pub max_sequence_length: Option<usize>,
 }
 
 /// Contents of a package's files, as they are packed.
@@ -111,6 +119,17 @@ impl PackageContents {
     }
 }
 
+/// Result of comparing the weights in a directory with the published ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightsOrigin {
+    /// The file is the published one of this known model, byte for byte.
+    Published(&'static KnownModel),
+    /// The file differs from the published one of this known model.
+    Changed(&'static KnownModel),
+    /// The registry has no digest to compare with, or the directory has another file.
+    Unknown,
+}
+
 /// Facts about a written package.
 #[derive(Clone, Debug)]
 pub struct PackResult {
@@ -122,6 +141,8 @@ pub struct PackResult {
     pub package_digest: Digest,
     /// Size of the whole package in bytes.
     pub bytes: u64,
+    /// Origin of the weights.
+    pub origin: WeightsOrigin,
 }
 
 /// Error of [`pack`].
@@ -153,6 +174,34 @@ pub enum PackError {
         found: String,
         /// Value in the registry.
         expected: String,
+    },
+    /// The requested revision is the one of the known model, but the weights are not.
+    #[error(
+        "{} does not have the SHA-256 of {repository} at revision {revision}: {expected}; take \
+         the file from there again, or leave out --revision if it is another model",
+        path.display()
+    )]
+    NotPublished {
+        /// File of the weights.
+        path: PathBuf,
+        /// Repository of the known model.
+        repository: &'static str,
+        /// Revision that the registry describes.
+        revision: &'static str,
+        /// Digest in the registry.
+        expected: &'static str,
+    },
+    /// The requested maximum input length is not one that the model can have.
+    #[error(
+        "the model in the directory can have a maximum input length of {least} to {most} tokens, \
+         not {asked}; correct --max-sequence-length",
+        least = MIN_LENGTH
+    )]
+    Length {
+        /// Requested length.
+        asked: usize,
+        /// Length of the directory.
+        most: usize,
     },
     /// The weights cannot be converted.
     #[error("{} cannot be converted", path.display())]
@@ -200,24 +249,33 @@ pub fn pack(
     };
     let known = match &request.original {
         Some(name) => Some(find_known_model(name).ok_or_else(|| PackError::Unknown(name.clone()))?),
-        // Another name of a known model, such as that of the bundled model, may be the id of any
-        // model of the operator.
-        None => find_known_model(id.as_str()).filter(|known| known.id == id.as_str()),
+        None => find_known_id(id.as_str()),
     };
     let stated = StatedSteps { pooling: request.pooling, normalize: request.normalize };
-    let source = ModelDirectory::read(&request.source, stated, known)?;
+    let mut source = ModelDirectory::read(&request.source, stated, known)?;
     if let Some(known) = known {
         compare(known, &source)?;
     }
+    check_length(request, source.max_sequence_length)?;
+    let origin = origin(known, &source);
+    // The published file has the undivided matrices, and its digest has been compared.
+    source.divide_experts()?;
+    check_revision(request, origin, &source)?;
     let unconverted = |source_error| PackError::Weights {
         path: source.weights_path.clone(),
         source: source_error,
     };
-    let precision = match request.precision {
+    let precision = match request.precision.or(source.precision) {
         Some(precision) => precision,
         None => native_precision(&source.weights).map_err(unconverted)?,
     };
-    let weights = convert(&source.weights, precision).map_err(unconverted)?;
+    let weights = match (&source.classifier, &source.token_heads.weights) {
+        (Some(_), _) => convert_classifier(&source.weights, precision, source.hidden_size),
+        (None, heads) => {
+            convert_with_heads(&source.weights, heads.as_deref(), precision, source.hidden_size)
+        }
+    };
+    let weights = weights.map_err(unconverted)?;
     let (mut manifest, contents) = describe(request, id, precision, known, source, weights)?;
     let vector = self_test(&manifest, &contents).map_err(PackError::SelfTest)?;
     manifest.self_test.vector = round_vector(&vector);
@@ -225,7 +283,7 @@ pub fn pack(
     write_package(&manifest, &contents, progress, &mut out)?;
     let bytes = out.bytes_written();
     let manifest_digest = Digest::of(&manifest.to_json()?);
-    Ok(PackResult { manifest_digest, package_digest: out.finish(), bytes, manifest })
+    Ok(PackResult { manifest_digest, package_digest: out.finish(), bytes, manifest, origin })
 }
 
 /// Writes the package of `manifest` and of the contents that it describes. The same input gives the
@@ -265,28 +323,81 @@ fn round_vector(vector: &[f32]) -> Vec<f32> {
     vector.iter().map(round).collect()
 }
 
-/// Returns the name of a directory as a model id.
+/// Returns the name of a directory, or of a GGUF file without its extension, as a model id.
 fn id_of(directory: &Path) -> Result<ModelId, PackError> {
     let refuse = |source: BoxError| PackError::Id { path: directory.to_owned(), source };
     // Canonicalize first, so that `.` and `..` have a name too.
     let path = directory.canonicalize().map_err(|error| refuse(error.into()))?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = if gguf::is_file(&path) { path.file_stem() } else { path.file_name() };
+    let name = name.unwrap_or_default().to_string_lossy().into_owned();
     name.parse().map_err(|error: ManifestError| refuse(error.into()))
 }
 
 /// Checks that a directory holds the known model whose id it would get.
 fn compare(known: &KnownModel, source: &ModelDirectory) -> Result<(), PackError> {
     let facts = [
-        ("architecture", source.architecture.to_owned(), known.architecture.to_owned()),
-        ("dimensions", source.dimensions.to_string(), known.dimensions.to_string()),
-        ("pooling", source.pooling.to_owned(), known.pooling.to_owned()),
-        ("normalize", source.normalize.to_string(), known.normalize.to_string()),
+        ("architecture", source.architecture.to_owned(), Some(known.architecture.to_owned())),
+        ("dimensions", source.dimensions.to_string(), text(known.dimensions)),
+        ("pooling", source.pooling.to_owned(), text(known.pooling)),
+        ("normalize", source.normalize.to_string(), text(known.normalize)),
+        ("the number of dense layers", source.dense.len().to_string(), text(known.dense_layers)),
     ];
-    match facts.into_iter().find(|(_, found, expected)| found != expected) {
-        Some((key, found, expected)) => {
-            Err(PackError::Contradiction { id: known.id, key, found, expected })
+    for (key, found, expected) in facts {
+        if let Some(expected) = expected.filter(|expected| found != *expected) {
+            return Err(PackError::Contradiction { id: known.id, key, found, expected });
         }
-        None => Ok(()),
+    }
+    Ok(())
+}
+
+/// Checks that the requested maximum input length is at most that of the directory.
+fn check_length(request: &PackRequest, most: usize) -> Result<(), PackError> {
+    match request.max_sequence_length {
+        Some(asked) if !(MIN_LENGTH..=most).contains(&asked) => {
+            Err(PackError::Length { asked, most })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn text(fact: Option<impl ToString>) -> Option<String> {
+    fact.map(|fact| fact.to_string())
+}
+
+/// Compares the weights of `source` with the published ones of the known model. Hashes them if the
+/// registry has a digest.
+fn origin(known: Option<&'static KnownModel>, source: &ModelDirectory) -> WeightsOrigin {
+    let is_published_form = source.weights_path.file_name() == Some(OsStr::new(WEIGHTS));
+    match known.and_then(|known| Some((known, known.weights_sha256?))) {
+        Some((known, digest)) if is_published_form => {
+            if Digest::of(&source.weights).to_string() == digest {
+                WeightsOrigin::Published(known)
+            } else {
+                WeightsOrigin::Changed(known)
+            }
+        }
+        _ => WeightsOrigin::Unknown,
+    }
+}
+
+/// Checks that a directory whose revision is that of a known model has the weights of this
+/// revision.
+fn check_revision(
+    request: &PackRequest,
+    origin: WeightsOrigin,
+    source: &ModelDirectory,
+) -> Result<(), PackError> {
+    let WeightsOrigin::Changed(known) = origin else { return Ok(()) };
+    match (known.revision, known.weights_sha256) {
+        (Some(revision), Some(expected)) if request.revision.as_deref() == Some(revision) => {
+            Err(PackError::NotPublished {
+                path: source.weights_path.clone(),
+                repository: known.repository,
+                revision,
+                expected,
+            })
+        }
+        _ => Ok(()),
     }
 }
 
@@ -335,11 +446,14 @@ fn describe(
             Some(lengths) => shorter_lengths(lengths, source.dimensions),
             None => source.matryoshka_dimensions,
         },
-        max_sequence_length: source.max_sequence_length,
+        max_sequence_length: request.max_sequence_length.unwrap_or(source.max_sequence_length),
         precision,
         pooling: source.pooling.to_owned(),
         dense: layers,
         normalize: source.normalize,
+        classifier: source.classifier,
+        sparse: source.token_heads.sparse,
+        multi_vector: source.token_heads.multi_vector,
         prompts,
         default_prompt: source.default_prompt,
         languages: known.map_or_else(Vec::new, |known| {

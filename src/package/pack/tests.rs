@@ -196,6 +196,64 @@ fn known_model_gets_missing_facts() {
 }
 
 #[test]
+fn longest_text_can_be_lowered_only() {
+    let directory = model_directory(Layout::Two);
+    let length = |tokens: Option<usize>| {
+        let asked = PackRequest { max_sequence_length: tokens, ..request(directory.path()) };
+        packed(&asked).map(|(packed, _)| packed.manifest.max_sequence_length)
+    };
+    let whole = length(None).unwrap();
+    assert_eq!(length(Some(whole)).unwrap(), whole);
+    assert_eq!(length(Some(3)).unwrap(), 3);
+    for wrong in [0, 2, whole + 1] {
+        let message = length(Some(wrong)).unwrap_err().to_string();
+        let part = format!("3 to {whole} tokens, not {wrong}");
+        assert!(message.contains(&part) && message.contains("--max-sequence-length"), "{message}");
+    }
+}
+
+#[test]
+fn weights_are_compared_with_published_ones() {
+    let directory = e5_directory();
+    let id = |id: &str| PackRequest { id: Some(id.parse().unwrap()), ..request(directory.path()) };
+    let mini = find_known_model("all-MiniLM-L6-v2").unwrap();
+    let (changed, _) = packed(&id(mini.id)).unwrap();
+    assert_eq!(changed.origin, WeightsOrigin::Changed(mini));
+    // The registry has no digest of the first, and does not know the second.
+    for other in ["e5-small-v2", "own-model"] {
+        assert_eq!(packed(&id(other)).unwrap().0.origin, WeightsOrigin::Unknown);
+    }
+    let mut source = ModelDirectory::read(directory.path(), StatedSteps::default(), None).unwrap();
+    let digest = Digest::of(&source.weights).to_string();
+    let published = KnownModel { weights_sha256: Some(String::leak(digest)), ..*mini };
+    let published: &KnownModel = Box::leak(Box::new(published));
+    assert_eq!(origin(Some(published), &source), WeightsOrigin::Published(published));
+    // A revision claims that the files are those of the repository.
+    let revised = |revision: &str| {
+        packed(&PackRequest { revision: Some(revision.to_owned()), ..id(mini.id) })
+    };
+    let message = revised(mini.revision.unwrap()).unwrap_err().to_string();
+    assert!(message.contains("SHA-256") && message.contains("--revision"), "{message}");
+    assert_eq!(revised("own").unwrap().0.origin, WeightsOrigin::Changed(mini));
+    source.weights_path.set_file_name("pytorch_model.bin");
+    assert_eq!(origin(Some(published), &source), WeightsOrigin::Unknown);
+}
+
+#[test]
+fn known_dense_layers_must_be_in_directory() {
+    let directory = model_directory(Layout::Two);
+    let path = directory.path();
+    let mut source = ModelDirectory::read(path, StatedSteps::default(), None).unwrap();
+    let labse = find_known_model("LaBSE").unwrap();
+    source.dimensions = 768;
+    source.pooling = "cls";
+    assert!(compare(labse, &source).is_ok());
+    source.dense.clear();
+    let message = compare(labse, &source).unwrap_err().to_string();
+    assert!(message.contains("the number of dense layers is 0 instead of 1"), "{message}");
+}
+
+#[test]
 fn known_model_supplies_steps_of_plain_directory() {
     let directory = e5_directory();
     let path = directory.path();

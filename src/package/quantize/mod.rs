@@ -18,14 +18,21 @@
 //! lowest cosine by 0.003. Such outliers are 0 in `NAME`. They are stored exactly in
 //! `NAME.outlier.index`, U32 `[n]`, with ascending positions in the row-major matrix, and in
 //! `NAME.outlier.value`, F32 `[n]`. A matrix of fewer than 64 rows stays f32: it is small, and an
-//! error in the one used row of the token type table affects every token.
+//! error in the one used row of the token type table affects every token. The router of a mixture
+//! of experts stays f32 in every precision.
 //!
 //! With one scale per row, the vectors of all-MiniLM-L6-v2 computed in int8 had a mean cosine of
 //! 0.99943 over texts of 250 tokens; with blocks 0.99962. Over the 100 texts of `tests/golden`:
 //! 0.99953 and 0.99969.
 //!
-//! The output omits buffers that an encoder recomputes (`position_ids`, `token_type_ids`) and the
-//! pooler, which sentence encoders never run.
+//! Int4-table is int8 with the table of words of an encoder in 4 bits: `NAME` becomes U8 `[rows,
+//! cols / 2]`, and `NAME.scale` F16 `[rows, cols / 32]`, in the blocks of
+//! [`int4`](crate::base::int4).
+//!
+//! The output omits buffers that an encoder recomputes (`position_ids`, `token_type_ids`), and the
+//! pooler and the heads for other tasks, which sentence encoders never run. The head of a reranker
+//! stays, in f32 in every precision: it is small and comes last, so an error in it is not averaged
+//! over tokens.
 //!
 //! Invariant: the same input gives the same output bytes, with tensors ordered by type and then by
 //! name.
@@ -38,15 +45,23 @@ use safetensors::tensor::{SafeTensorError, TensorView, View};
 use safetensors::{Dtype, SafeTensors};
 
 use super::manifest::{DenseLayer, Precision};
-use crate::base::quantization::{self, QuantizedRow, channel_order, input_blocks, reads_hidden};
+use crate::base::int4::{self, Int4Block};
+use crate::base::quantization::{
+    self, QuantizedRow, channel_order, input_blocks, is_word_table, reads_hidden,
+};
 
 /// Minimum number of rows of an int8 matrix; smaller matrices stay f32.
 const MIN_INT8_ROWS: usize = 64;
-/// Largest absolute integer in the word embedding table of an encoder.
+/// Largest absolute integer in the word embedding table of an encoder that normalizes its
+/// embeddings and the sum after each block, as BERT does.
 ///
 /// The table has half the values of a small model but causes only a fortieth of its error, and
 /// fewer steps compress better. For all-MiniLM-L6-v2 this saves 0.6 MB of 21.4 and costs 0.00001 of
 /// the mean cosine.
+///
+/// Families with a norm before each block add the outputs of all blocks to the embeddings
+/// themselves. Their tables, which have other names, keep all steps: 96 steps would increase the
+/// error of the tiny EuroBERT of `tests/golden` by a third.
 const WORD_STEPS: f32 = 96.0;
 
 /// Error of converting weights.
@@ -78,9 +93,27 @@ pub enum QuantizeError {
     /// A matrix has more values than a 32-bit index of an outlier can address.
     #[error("tensor {0} is too large for int8; pack it as f16")]
     Large(String),
+    /// The rows of a table of words cannot be divided into blocks of 4-bit integers.
+    #[error(
+        "tensor {name} has {columns} columns, and int4-table needs a multiple of {}; pack it as \
+         int8",
+        int4::BLOCK
+    )]
+    Columns {
+        /// Name of the tensor.
+        name: String,
+        /// Number of columns.
+        columns: usize,
+    },
+    /// The weights have no table of words that may be stored in 4 bits.
+    #[error(
+        "the weights have no table of words of an encoder, which int4-table needs; pack a static \
+         embedding as int8"
+    )]
+    NoWords,
     /// Two tensors of the output would have the same name.
     #[error(
-        "tensor {0} has the name that int8 needs for the scales, blocks or outliers of another \
+        "tensor {0} has the name that integers need for the scales, blocks or outliers of another \
          tensor; pack it as f16 or f32"
     )]
     Name(String),
@@ -134,40 +167,101 @@ pub(super) fn native_precision(weights: &[u8]) -> Result<Precision, QuantizeErro
     Ok(if half { Precision::F16 } else { Precision::F32 })
 }
 
-/// Converts the weights of an encoder to `precision`.
+/// Converts the weights of an encoder with `channels` hidden channels to `precision`.
 ///
 /// Needs memory for the input, the output, and one more tensor.
 ///
 /// # Errors
 /// When the weights are not a safetensors file, or hold a tensor of an unsupported type, or a value
-/// that is not finite or exceeds the range of `precision`.
-pub(super) fn convert(weights: &[u8], precision: Precision) -> Result<Vec<u8>, QuantizeError> {
+/// that is not finite or exceeds the range of `precision`, or no table that `precision` needs.
+pub(super) fn convert(
+    weights: &[u8],
+    precision: Precision,
+    channels: usize,
+) -> Result<Vec<u8>, QuantizeError> {
+    convert_with_heads(weights, None, precision, channels)
+}
+
+/// Converts the weights of an encoder like [`convert`], and adds the tensors of `heads`, a
+/// safetensors file, in f32.
+///
+/// # Errors
+/// The errors of [`convert`].
+pub(super) fn convert_with_heads(
+    weights: &[u8],
+    heads: Option<&[u8]>,
+    precision: Precision,
+    channels: usize,
+) -> Result<Vec<u8>, QuantizeError> {
+    convert_kept(weights, heads, precision, channels, |_head| false)
+}
+
+/// Converts the weights of a reranker like [`convert`], with its head.
+///
+/// # Errors
+/// The errors of [`convert`].
+pub(super) fn convert_classifier(
+    weights: &[u8],
+    precision: Precision,
+    channels: usize,
+) -> Result<Vec<u8>, QuantizeError> {
+    convert_kept(weights, None, precision, channels, is_head)
+}
+
+/// Converts the weights of an encoder. Keeps the tensors whose names `is_head` accepts, and those
+/// of the file `heads`, in f32.
+fn convert_kept(
+    weights: &[u8],
+    heads: Option<&[u8]>,
+    precision: Precision,
+    channels: usize,
+    is_head: impl Fn(&str) -> bool,
+) -> Result<Vec<u8>, QuantizeError> {
     let input = SafeTensors::deserialize(weights).map_err(QuantizeError::Format)?;
     let order = match precision {
-        Precision::Int8 => order_of_channels(&input)?,
+        Precision::Int8 | Precision::Int4Table => order_of_channels(&input, channels, &is_head)?,
         Precision::F32 | Precision::F16 => Vec::new(),
     };
     let mut output = BTreeMap::new();
-    for (name, tensor) in input.iter().filter(|(name, _)| !is_unused(name)) {
-        match (precision, tensor.shape()) {
-            (Precision::F16, [_, _]) => {
-                output.insert(name.to_owned(), to_f16(name, &tensor)?);
+    let mut has_words = false;
+    for (name, tensor) in input.iter() {
+        if is_head(name) || is_router(name) {
+            output.insert(name.to_owned(), to_f32(name, &tensor)?);
+            continue;
+        }
+        if is_unused(name) {
+            continue;
+        }
+        let is_words = precision == Precision::Int4Table && is_word_table(name);
+        let parts = match (precision, tensor.shape()) {
+            (_, &[rows, columns]) if is_words => {
+                has_words = true;
+                to_int4(name, &tensor, rows, columns)?
             }
+            (Precision::F16, [_, _]) => vec![("", to_f16(name, &tensor)?)],
             // A matrix without columns takes no bytes, so a file of a hundred bytes could declare
             // more rows than memory can hold scales for.
-            (Precision::Int8, &[rows, columns]) if rows >= MIN_INT8_ROWS && columns > 0 => {
-                for (suffix, part) in to_int8(name, &tensor, rows, columns, &order)? {
-                    let part_name = format!("{name}{suffix}");
-                    if !suffix.is_empty() && input.tensor(&part_name).is_ok() {
-                        return Err(QuantizeError::Name(part_name));
-                    }
-                    output.insert(part_name, part);
-                }
+            (Precision::Int8 | Precision::Int4Table, &[rows, columns])
+                if rows >= MIN_INT8_ROWS && columns > 0 =>
+            {
+                to_int8(name, &tensor, rows, columns, &order)?
             }
-            _ => {
-                output.insert(name.to_owned(), to_f32(name, &tensor)?);
+            _ => vec![("", to_f32(name, &tensor)?)],
+        };
+        for (suffix, part) in parts {
+            let part_name = format!("{name}{suffix}");
+            if !suffix.is_empty() && input.tensor(&part_name).is_ok() {
+                return Err(QuantizeError::Name(part_name));
             }
+            output.insert(part_name, part);
         }
+    }
+    if precision == Precision::Int4Table && !has_words {
+        return Err(QuantizeError::NoWords);
+    }
+    let heads = heads.map(SafeTensors::deserialize).transpose().map_err(QuantizeError::Format)?;
+    for (name, tensor) in heads.iter().flat_map(SafeTensors::iter) {
+        output.insert(name.to_owned(), to_f32(name, &tensor)?);
     }
     safetensors::serialize(&output, None).map_err(QuantizeError::Format)
 }
@@ -190,14 +284,45 @@ pub(super) fn convert_dense(weights: &[u8], layer: &DenseLayer) -> Result<Vec<u8
         let list = |names: BTreeSet<String>| Vec::from_iter(names).join(", ");
         return Err(QuantizeError::Shape { expected: list(expected), found: list(found) });
     }
-    convert(weights, Precision::F32)
+    convert(weights, Precision::F32, layer.in_features)
+}
+
+/// Modules that encoders of texts never run: heads that predict words, and encoders of images and
+/// sounds.
+const UNUSED_MODULES: [&str; 11] = [
+    "audio_tower",
+    "cls",
+    "colbert_linear",
+    "decoder",
+    "embed_audio",
+    "embed_vision",
+    "lm_head",
+    "pooler",
+    "sparse_linear",
+    "vision_embedder",
+    "vision_tower",
+];
+
+/// Modules of the heads of classifiers.
+const HEAD_MODULES: [&str; 4] = ["classifier", "head", "pooler", "pre_classifier"];
+
+/// Returns whether the tensor belongs to the head of a classifier. Before its name, there may be
+/// one for the whole model.
+fn is_head(name: &str) -> bool {
+    name.split('.').take(2).any(|part| HEAD_MODULES.contains(&part))
+}
+
+/// Returns whether the matrix selects the experts that compute a token. It stays f32, because a
+/// small error in it may select another expert.
+fn is_router(name: &str) -> bool {
+    name.ends_with("router.layer.weight")
 }
 
 /// Returns whether sentence encoders never read this tensor.
 fn is_unused(name: &str) -> bool {
     name.ends_with("position_ids")
         || name.ends_with("token_type_ids")
-        || name.split('.').any(|part| part == "pooler")
+        || name.split('.').any(|part| UNUSED_MODULES.contains(&part))
 }
 
 /// Decodes the values of a tensor and checks that all are finite.
@@ -314,6 +439,44 @@ fn to_int8(
     Ok(parts)
 }
 
+/// Converts a table of words to 4 bits; returns its parts, each with the suffix for the table's
+/// name.
+fn to_int4(
+    name: &str,
+    tensor: &TensorView<'_>,
+    rows: usize,
+    columns: usize,
+) -> Result<Vec<(&'static str, Tensor<'static>)>, QuantizeError> {
+    if columns == 0 || !columns.is_multiple_of(int4::BLOCK) {
+        return Err(QuantizeError::Columns { name: name.to_owned(), columns });
+    }
+    let values = values(name, tensor)?;
+    let (blocks, _) = values.as_chunks();
+    let mut integers = Vec::with_capacity(blocks.len() * int4::BLOCK_BYTES);
+    let mut scales = Vec::with_capacity(blocks.len() * size_of::<f16>());
+    for block in blocks {
+        let Int4Block { bytes, scale } = Int4Block::round(block);
+        if !scale.is_finite() {
+            return Err(QuantizeError::Value {
+                name: name.to_owned(),
+                value: int4::largest(block),
+                precision: Precision::Int4Table.name(),
+                advice: "pack it as int8",
+            });
+        }
+        integers.extend(bytes);
+        scales.extend(scale.to_le_bytes());
+    }
+    let part = |dtype, columns, data| {
+        let shape = vec![rows, columns];
+        Tensor { dtype, shape, data: Cow::Owned(data) }
+    };
+    Ok(vec![
+        ("", part(Dtype::U8, columns / 2, integers)),
+        (".scale", part(Dtype::F16, columns / int4::BLOCK, scales)),
+    ])
+}
+
 /// Returns the block of each column. Blocks consist of columns in `order` and end at `ends`.
 fn blocks_of_columns(order: &[usize], ends: &[usize]) -> Vec<u32> {
     let mut blocks = vec![0; order.len()];
@@ -325,25 +488,30 @@ fn blocks_of_columns(order: &[usize], ends: &[usize]) -> Vec<u32> {
     blocks
 }
 
-/// Returns the order of the hidden channels in which packages and the engine divide blocks. Empty
-/// if the model has no LayerNorm.
-fn order_of_channels(input: &SafeTensors<'_>) -> Result<Vec<usize>, QuantizeError> {
+/// Returns the order of the `channels` hidden channels in which packages and the engine divide
+/// blocks. Empty if no norm has that many channels, as in a static embedding.
+fn order_of_channels(
+    input: &SafeTensors<'_>,
+    channels: usize,
+    is_head: impl Fn(&str) -> bool,
+) -> Result<Vec<usize>, QuantizeError> {
     let mut norms: Vec<[Vec<f32>; 2]> = Vec::new();
-    for (name, weight) in input.iter().filter(|(name, _)| !is_unused(name)) {
+    // The norms of attention heads have another length.
+    let is_norm = |tensor: &TensorView<'_>| tensor.shape() == [channels];
+    let is_read = |name: &str| !is_unused(name) && !is_head(name);
+    for (name, weight) in input.iter().filter(|(name, norm)| is_read(name) && is_norm(norm)) {
         // Checkpoints that were converted from TensorFlow use its names (gamma and beta).
         let norm = name.strip_suffix(".weight").map(|norm| format!("{norm}.bias"));
         let old = || name.strip_suffix(".gamma").map(|norm| format!("{norm}.beta"));
-        let Some(bias_name) = norm.or_else(old).filter(|_| weight.shape().len() == 1) else {
-            continue;
+        let Some(bias_name) = norm.or_else(old) else { continue };
+        let bias = match input.tensor(&bias_name) {
+            Ok(bias) if is_norm(&bias) => values(&bias_name, &bias)?,
+            _ => vec![0.0; channels],
         };
-        if let Ok(bias) = input.tensor(&bias_name) {
-            norms.push([values(name, &weight)?, values(&bias_name, &bias)?]);
-        }
+        norms.push([values(name, &weight)?, bias]);
     }
-    // In an encoder, all of them have one value per hidden channel.
-    let channels = norms.first().map_or(0, |[weight, _]| weight.len());
-    norms.retain(|norm| norm.iter().all(|values| values.len() == channels));
-    Ok(channel_order(&norms, channels))
+    // The configuration states the number of channels, which may be absurd.
+    Ok(if norms.is_empty() { Vec::new() } else { channel_order(&norms, channels) })
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@
 //!    of this program, and models and versions are the installed ones. Data from clients is never
 //!    a label.
 //! 2. A series exists with the value zero before its first count, because `rate()` ignores a series
-//!    that appears with its first count. The exceptions are outcomes that are not in [`OUTCOMES`].
+//!    that appears with its first count. The exceptions are outcomes that are not in [`OUTCOMES`],
+//!    and durations of installations that did not succeed.
 //! 3. Names end in their base unit, and counters in `_total`
 //!    (<https://prometheus.io/docs/practices/naming/>).
 
@@ -76,12 +77,13 @@ struct Inner {
     batch_texts: Histogram,
     batch_tokens: Histogram,
     leases: Family<LeaseLabels, Counter>,
+    model_tokens: Family<ModelLabels, Counter>,
     loads: Family<ModelLabels, Histogram>,
     load_failures: Family<ModelLabels, Counter>,
     validation_failures: Family<FailureLabels, Counter>,
     evictions: Family<UnloadLabels, Counter>,
     unloads: Family<UnloadLabels, Counter>,
-    installs: Histogram,
+    installs: Family<StatusLabels, Histogram>,
     install_results: Family<StatusLabels, Counter>,
     store_evictions: Family<ReasonLabels, Counter>,
     fallbacks: Family<ReasonLabels, Counter>,
@@ -116,12 +118,13 @@ impl Metrics {
             batch_texts: Histogram::new(exponential_buckets(1.0, 2.0, 12)),
             batch_tokens: Histogram::new(exponential_buckets(8.0, 2.0, 12)),
             leases: Family::default(),
+            model_tokens: Family::default(),
             loads: Family::new_with_constructor(load_times),
             load_failures: Family::default(),
             validation_failures: Family::default(),
             evictions: Family::default(),
             unloads: Family::default(),
-            installs: load_times(),
+            installs: Family::new_with_constructor(load_times),
             install_results: Family::default(),
             store_evictions: Family::default(),
             fallbacks: Family::default(),
@@ -133,8 +136,16 @@ impl Metrics {
 
     /// Creates the series that do not belong to a model, with the value zero.
     fn begin(&self) {
-        let Inner { routes, requests, stages, fallbacks, install_results, store_evictions, .. } =
-            &*self.0;
+        let Inner {
+            routes,
+            requests,
+            stages,
+            fallbacks,
+            installs,
+            install_results,
+            store_evictions,
+            ..
+        } = &*self.0;
         for route in routes.iter().copied().chain([OTHER]) {
             for outcome in OUTCOMES {
                 drop(requests.get_or_create(&RequestLabels { route, outcome }));
@@ -149,6 +160,8 @@ impl Metrics {
         for label in InstallLabel::all() {
             drop(install_results.get_or_create(&StatusLabels { status: label.name() }));
         }
+        let installed = StatusLabels { status: InstallLabel::Installed.name() };
+        drop(installs.get_or_create(&installed));
         for label in StoreEvictionLabel::ALL {
             drop(store_evictions.get_or_create(&ReasonLabels { reason: label.name() }));
         }
@@ -188,6 +201,12 @@ impl Metrics {
         self.0.leases.get_or_create(&lease_label(model, outcome)).inc();
     }
 
+    /// Counts tokens whose vectors the installed `model` computed.
+    pub fn count_tokens(&self, model: &str, tokens: usize) {
+        self.begin_model(model);
+        self.0.model_tokens.get_or_create(&model_labels(model)).inc_by(tokens as u64);
+    }
+
     /// Records that the installed `model` was loaded.
     pub fn count_load(&self, model: &str, took: Duration) {
         self.begin_model(model);
@@ -222,12 +241,14 @@ impl Metrics {
         };
     }
 
-    /// Records the duration of a package's installation.
-    pub fn count_install(&self, took: Duration) {
-        self.0.installs.observe(took.as_secs_f64());
+    /// Records the duration of an attempt to install a package, and counts the attempt.
+    pub fn count_install(&self, label: InstallLabel, took: Duration) {
+        let labels = StatusLabels { status: label.name() };
+        self.0.installs.get_or_create(&labels).observe(took.as_secs_f64());
+        self.count_install_result(label);
     }
 
-    /// Counts an attempt to install a package.
+    /// Counts an attempt to install a package, of which only the end was in this process.
     pub fn count_install_result(&self, label: InstallLabel) {
         let labels = StatusLabels { status: label.name() };
         self.0.install_results.get_or_create(&labels).inc();
@@ -309,6 +330,7 @@ impl Inner {
             .for_each(|of| drop(self.evictions.get_or_create(&of)));
         unload_labels(model, UnloadLabel::UNLOADS)
             .for_each(|of| drop(self.unloads.get_or_create(&of)));
+        drop(self.model_tokens.get_or_create(&model_labels(model)));
         drop(self.loads.get_or_create(&model_labels(model)));
         drop(self.load_failures.get_or_create(&model_labels(model)));
     }
@@ -326,6 +348,7 @@ impl Inner {
         for of in unload_labels(model, UnloadLabel::UNLOADS) {
             self.unloads.remove(&of);
         }
+        self.model_tokens.remove(&model_labels(model));
         self.loads.remove(&model_labels(model));
         self.load_failures.remove(&model_labels(model));
     }
@@ -346,6 +369,11 @@ impl Inner {
             "model_requests",
             "Requests for a model: hit (resident), miss (loaded first) or rejected",
             &self.leases,
+        );
+        add.family(
+            "model_tokens",
+            "Tokens whose vectors a model computed, special tokens included",
+            &self.model_tokens,
         );
         add.family(
             "model_load_time_seconds",
@@ -374,7 +402,7 @@ impl Inner {
         );
         add.family(
             "model_install_duration_seconds",
-            "Duration of an installation, from the first read of the package",
+            "Duration of an attempt to install a package from its first read, by its result",
             &self.installs,
         );
         add.family(
@@ -439,11 +467,12 @@ mod tests {
             r#"caxton_request_duration_seconds_count{stage="queue"}"#,
             r#"caxton_batch_tokens_count"#,
             r#"caxton_model_requests_total{model_id="mini",version="1",cache="miss"}"#,
+            r#"caxton_model_tokens_total{model_id="mini",version="1"}"#,
             r#"caxton_model_load_time_seconds_count{model_id="mini",version="1"}"#,
             r#"caxton_model_validation_failures_total{model_id="mini",version="1",failure_type="corrupt"}"#,
             r#"caxton_model_validation_failures_total{model_id="",version="",failure_type="signature"}"#,
             r#"caxton_model_evictions_total{model_id="mini",version="1",reason="pressure"}"#,
-            r#"caxton_model_install_duration_seconds_count"#,
+            r#"caxton_model_install_duration_seconds_count{status="installed"}"#,
             r#"caxton_model_memory_usage_bytes{model_id="mini",version="1"}"#,
             r#"caxton_model_cache_size_bytes"#,
             r#"caxton_model_cache_evictions_total{reason="unused"}"#,
@@ -466,10 +495,14 @@ mod tests {
         metrics.observe_stages(Stages { total: Duration::from_millis(3), ..Stages::default() });
         metrics.count_batch(4, 100);
         metrics.count_lease("mini@1", LeaseOutcome::Hit);
+        metrics.count_tokens("mini@1", 60);
+        metrics.count_tokens("mini@1", 40);
         metrics.count_unload("mini@1", UnloadLabel::Displaced);
         metrics.count_unload("mini@1", UnloadLabel::Idle);
         metrics.count_validation_failure(None, FailureType::Digest);
-        metrics.count_install_result(InstallLabel::Refused(FailureType::Digest));
+        let refused = InstallLabel::Refused(FailureType::Digest);
+        metrics.count_install(refused, Duration::from_millis(250));
+        metrics.count_install_result(refused);
         metrics.count_store_eviction(StoreEvictionLabel::Limit);
         metrics.count_fallback("memory_limit");
         metrics.count_fallback("unknown");
@@ -483,6 +516,7 @@ mod tests {
             (r#"caxton_request_duration_seconds_count{stage="queue"}"#, 1.0),
             (r#"caxton_batch_tokens_sum"#, 100.0),
             (r#"caxton_model_requests_total{model_id="mini",version="1",cache="hit"}"#, 1.0),
+            (r#"caxton_model_tokens_total{model_id="mini",version="1"}"#, 100.0),
             (
                 r#"caxton_model_evictions_total{model_id="mini",version="1",reason="displaced"}"#,
                 1.0,
@@ -492,7 +526,9 @@ mod tests {
                 r#"caxton_model_validation_failures_total{model_id="",version="",failure_type="digest"}"#,
                 1.0,
             ),
-            (r#"caxton_model_install_total{status="digest"}"#, 1.0),
+            (r#"caxton_model_install_total{status="digest"}"#, 2.0),
+            (r#"caxton_model_install_duration_seconds_sum{status="digest"}"#, 0.25),
+            (r#"caxton_model_install_duration_seconds_count{status="installed"}"#, 0.0),
             (r#"caxton_model_cache_evictions_total{reason="limit"}"#, 1.0),
             (r#"caxton_fallback_total{reason="memory_limit"}"#, 1.0),
             (r#"caxton_fallback_total{reason="other"}"#, 1.0),
@@ -507,6 +543,7 @@ mod tests {
         metrics.count_lease("gone@1", LeaseOutcome::Miss);
         metrics.count_load("gone@1", Duration::from_millis(20));
         metrics.count_load_failure("gone@1");
+        metrics.count_tokens("gone@1", 7);
         metrics.count_unload("gone@1", UnloadLabel::Pressure);
         metrics.count_validation_failure(Some("gone@1"), FailureType::Corrupt);
         assert!(

@@ -59,6 +59,18 @@ model_is_removed_with_its_package() {
     until_true 'the removal of other' unknown other
 }
 
+check package_of_a_model_is_served_until_it_is_removed 420
+package_of_a_model_is_served_until_it_is_removed() {
+    unknown multilingual || fail 'multilingual is installed already'
+    dpkg --install "$payload"/optional/caxton-model-multilingual_*_all.deb
+    until_answers multilingual
+    equal 'its origin' bundled "$(caxton status --json | jq -r '.packages[] | select(.id == "multilingual").origin')"
+    dpkg --remove caxton-model-multilingual
+    systemctl restart caxton
+    until_answers bundled-mini
+    until_true 'the removal of multilingual' unknown multilingual
+}
+
 check member_cannot_write_to_drop_directory 300
 member_cannot_write_to_drop_directory() {
     refused as_member touch "$drop/of-a-member"

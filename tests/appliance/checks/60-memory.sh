@@ -58,9 +58,11 @@ unloaded_model_frees_its_memory() {
 check idle_service_is_small 300
 idle_service_is_small() {
     caxton memory flush
-    local resident
+    local resident anon
     resident=$(awk '/^VmRSS/ { print $2 * 1024 }' "/proc/$(property MainPID)/status")
-    note "without a model: resident $(mebibytes "$resident"), anon $(mebibytes "$(counter memory.stat anon)")"
+    anon=$(counter memory.stat anon)
+    note "without a model: resident $(mebibytes "$resident"), anon $(mebibytes "$anon")"
+    ((anon < 16 << 20)) || fail "the service holds $(mebibytes "$anon") without a model"
 }
 
 check pressure_evicts_model_promptly 540

@@ -59,6 +59,25 @@ fn status_shows_signer_and_unsigned_models() {
 }
 
 #[test]
+fn unsigned_model_is_disabled_at_start_until_signed() {
+    let root = with_signed_model().stop().with("packages.disable_unsigned", json!(true));
+    let daemon = root.start();
+    let answer = ask(&daemon, "old");
+    assert_eq!((answer.status, &answer.error()["code"]), (503, &json!("model_disabled")));
+    let message = answer.error()["message"].to_string();
+    assert!(message.contains("packages.disable_unsigned is true"), "{message}");
+    assert_eq!((ask(&daemon, "m").status, ask(&daemon, "bundled-mini").status), (200, 200));
+    assert_eq!(daemon.status()["unsigned"], json!(["old@1"]));
+    // A signature for the same contents enables the model.
+    let signer = Signer::new();
+    signer.trust(&daemon, "site.pub", "");
+    signer.drop(&daemon, "signed", &pack("tiny-bert-mean", "old", "1"));
+    until_answers(&daemon, "old");
+    assert_eq!(daemon.status()["unsigned"], json!([]));
+    daemon.stop();
+}
+
+#[test]
 fn removed_key_disables_its_models() {
     let daemon = with_signed_model();
     assert_eq!(daemon.package("m")["residency"], "resident");

@@ -1,7 +1,9 @@
 //! Generates the parts of the manual that are documented only in the source itself.
 
 use caxton::base::units::Bytes;
-use caxton::package::{DenseLayer, Manifest, Member, SelfTest, UnpackLimits};
+use caxton::package::{
+    Classifier, DenseLayer, Manifest, Member, MultiVectorHead, SelfTest, SparseHead, UnpackLimits,
+};
 use serde::de::DeserializeOwned;
 
 use super::roff::{escape, item, prose};
@@ -51,7 +53,7 @@ fn declared(path: &str, item: &str) -> Vec<Declared> {
 
 /// Returns the JSON type of a Rust type.
 fn json_type(rust: &str) -> String {
-    if rust == "Vec<usize>" {
+    if rust == "Vec<usize>" || rust == "Vec<u32>" {
         return "list of whole numbers".to_owned();
     }
     let inner = |name: &str| rust.strip_prefix(name)?.strip_suffix('>').map(json_type);
@@ -67,11 +69,12 @@ fn json_type(rust: &str) -> String {
         "bool" => "true or false",
         "String" => "text",
         "ModelId" | "Version" | "MemberName" => "name",
-        "Precision" => "f32, f16 or int8",
+        "Precision" => "f32, f16, int8 or int4-table",
         "Digest" => "64 hexadecimal digits",
         "BTreeMap<String, String>" => "object of texts",
         "DenseLayer" | "Member" => "objects",
-        "SelfTest" => "object",
+        "Classifier" | "MultiVectorHead" | "SelfTest" | "SparseHead" => "object",
+        "ScoreActivation" => "sigmoid or identity",
         other => panic!("{other} has no JSON type"),
     }
     .to_owned()
@@ -103,6 +106,9 @@ pub(super) fn manifest() -> String {
         ("The manifest", object::<Manifest>("Manifest")),
         ("Each of files", object::<Member>("Member")),
         ("Each of dense", object::<DenseLayer>("DenseLayer")),
+        ("classifier", object::<Classifier>("Classifier")),
+        ("sparse", object::<SparseHead>("SparseHead")),
+        ("multi_vector", object::<MultiVectorHead>("MultiVectorHead")),
         ("self_test", object::<SelfTest>("SelfTest")),
     ]
     .map(|(title, keys)| format!(".SS {}\n{keys}", escape(title)))
@@ -187,6 +193,9 @@ fn fields_and_variants_are_found_with_their_documentation() {
     let expected = [
         "matryoshka_dimensions",
         "dense",
+        "classifier",
+        "sparse",
+        "multi_vector",
         "prompts",
         "default_prompt",
         "languages",

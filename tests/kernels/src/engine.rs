@@ -7,6 +7,7 @@ pub(in crate::engine) mod config {
         Gelu,
         GeluTanh,
         Relu,
+        Silu,
     }
 }
 

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::charsmap::tests::charsmap;
 use super::*;
-use crate::engine::tests::chain;
+use crate::base::errors::chain;
 
 const BERT: &str = include_str!("../../../../tests/golden/tiny-bert-mean/tokenizer.json");
 const ROBERTA: &str = include_str!("../../../../tests/golden/tiny-roberta/tokenizer.json");

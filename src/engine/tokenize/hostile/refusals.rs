@@ -3,8 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use super::{BERT, ROBERTA, XLM_ROBERTA, doubling, parsed, read, with};
+use crate::base::errors::chain;
 use crate::engine::Tokenizer;
-use crate::engine::tests::chain;
 
 fn refusal(json: &Value) -> String {
     chain(&read(json).unwrap_err())
@@ -153,11 +153,21 @@ fn contradictory_post_processor_is_refused() {
         (second, json!({}), "does not take a single text exactly once"),
         (json!([]), json!({}), "does not take a single text exactly once"),
         (single, token(json!([999])), "special token 999 is outside the vocabulary of 245 tokens"),
+        // The number is checked before the next piece, because the pieces could repeat a long list.
+        (
+            json!(["<s>", "<t>"].map(|id| json!({"SpecialToken": {"id": id, "type_id": 0}}))),
+            json!({"<s>": {"id": "<s>", "ids": vec![0; 17], "tokens": vec!["<s>"; 17]}}),
+            "more than 16 special tokens on a side of a text",
+        ),
     ] {
         let processor = json!({"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": special_tokens});
         let told = refusal(&with(XLM_ROBERTA, &[("/post_processor", processor)]));
         assert!(told.contains(expected), "{told} instead of {expected}");
     }
+    let around = json!({"type": "BertProcessing", "sep": ["</s>", 2], "cls": ["<s>", 0]});
+    let processor = json!({"type": "Sequence", "processors": vec![around; 17]});
+    let error = refusal(&with(XLM_ROBERTA, &[("/post_processor", processor)]));
+    assert!(error.contains("more than 16 special tokens on a side of a text"), "{error}");
 }
 
 #[test]

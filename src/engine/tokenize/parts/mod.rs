@@ -34,7 +34,7 @@ use tokenizers::pre_tokenizers::whitespace::{Whitespace, WhitespaceSplit};
 use tokenizers::{NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior};
 
 pub(super) use decoder::decoder;
-pub(super) use post_processor::{SurroundingTokens, post_processor};
+pub(super) use post_processor::{PairTemplate, PostProcessing, SurroundingTokens, post_processor};
 
 use super::super::EngineError;
 use super::super::quote::{escape, quote};

@@ -132,18 +132,18 @@ impl Installer {
             });
             let installed = installed.await;
             let metrics = installer.handle.metrics();
-            metrics.count_install_result(match &installed {
+            let label = match &installed {
                 Ok(installed) if installed.existed => InstallLabel::Existed,
                 Ok(_installed) => InstallLabel::Installed,
                 Err(error) => error.label(),
-            });
+            };
+            metrics.count_install(label, began.elapsed());
             let installed = installed.inspect_err(|error| {
                 if let Some(failure) = error.failure() {
                     metrics.count_validation_failure(None, failure);
                 }
             })?;
             if !installed.existed {
-                metrics.count_install(began.elapsed());
                 let model = installed.entry.key.name().to_owned();
                 installer.handle.events().publish(Event::PackageAccepted { model, file });
                 installer.report_waiting(&installed.entry.key);
@@ -352,17 +352,7 @@ impl Installer {
         let verified =
             self.run_exclusively(move |store| store.verify(&checked, |_bytes| {})).await?;
         match &verified {
-            Err(error @ StoreError::Corrupt { .. }) => {
-                tracing::error!(
-                    name: Message::IntegrityFailure.name(),
-                    model = %key, error = chain(error),
-                    "validation of the model failed"
-                );
-                self.handle
-                    .metrics()
-                    .count_validation_failure(Some(key.name()), FailureType::Corrupt);
-                self.handle.notify_store_changed(vec![key]).await;
-            }
+            Err(error @ StoreError::Corrupt { .. }) => self.report_corrupt(key, error).await,
             Err(error) => tracing::error!(
                 name: Message::StoreFailed.name(),
                 model = %key, errno = errno(error), error = chain(error),
@@ -381,8 +371,20 @@ impl Installer {
         Some(verified.map(drop))
     }
 
-    /// Calls [`InstallDriver::validate`]. The self-test runs beside the resident models, and only
-    /// if it fits into the headroom: no model is evicted for it.
+    /// Logs and counts that an entry was found to be corrupt, and notifies the manager.
+    async fn report_corrupt(&self, key: EntryKey, error: &StoreError) {
+        tracing::error!(
+            name: Message::IntegrityFailure.name(),
+            model = %key, error = chain(error),
+            "validation of the model failed"
+        );
+        self.handle.metrics().count_validation_failure(Some(key.name()), FailureType::Corrupt);
+        self.handle.notify_store_changed(vec![key]).await;
+    }
+
+    /// Calls [`InstallDriver::validate`], and marks an entry whose files differ as corrupt. The
+    /// self-test runs beside the resident models, and only if it fits into the headroom: no model
+    /// is evicted for it.
     ///
     /// # Errors
     /// Fails if the entry is unknown or the daemon is stopping.
@@ -394,6 +396,7 @@ impl Installer {
         let headroom = view.headroom;
         let (rules, tester) = (self.rules(), self.tester.clone());
         let options = self.handle.current_options(self.options);
+        let checked = key.clone();
         let validated = self.run_exclusively(move |store| {
             let reserve = |key: &EntryKey, options| {
                 let needed = footprint::<InstallError>(&store, key, options)?.peak_bytes();
@@ -408,11 +411,17 @@ impl Installer {
                 Err(InstallError::NotTested(io::Error::other(reason)))
             };
             let fits = |_: &PackageHeader<'_>| Ok(());
-            InstallDriver::standalone(&store, &rules, options, &tester)
+            let validation = InstallDriver::standalone(&store, &rules, options, &tester)
                 .with_reservation(&fits, &reserve)
-                .validate(&key, |_bytes| {})
+                .validate(&checked, |_bytes| {})?;
+            let recorded = store.record_checks(&checked, &validation.files);
+            Ok::<_, InstallError>((validation, recorded))
         });
-        validated.await.ok_or(InstallError::Stopping)?
+        let (validation, recorded) = validated.await.ok_or(InstallError::Stopping)??;
+        if let Err(error) = recorded {
+            self.report_corrupt(key, &error).await;
+        }
+        Ok(validation)
     }
 
     /// Waits for the permit, then runs `work` on the blocking pool. Returns `None` if the daemon is

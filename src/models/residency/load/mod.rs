@@ -9,7 +9,7 @@ use crate::base::errors::chain;
 use crate::config::{self, Settings};
 use crate::engine::{
     self, DenseSpec, EngineError, EngineOptions, FileSizes, Footprint, LoadedModel, ModelFiles,
-    ModelSpec, Precision, UnknownName, WeightsFile, WeightsFormat,
+    ModelSpec, Precision, TokenHeads, UnknownName, WeightsFile, WeightsFormat,
 };
 use crate::package::{
     self, EntryKey, Manifest, PackageContents, Store, StoreError, TOKENIZER, WEIGHTS, Weights,
@@ -92,6 +92,12 @@ pub fn spec(manifest: &Manifest) -> Result<ModelSpec, UnknownName> {
         pooling: manifest.pooling.parse()?,
         dense: dense.collect::<Result<_, UnknownName>>()?,
         normalize: manifest.normalize,
+        labels: manifest.classifier.as_ref().map(|classifier| classifier.labels),
+        token_types: manifest.classifier.as_ref().is_some_and(|it| it.token_types),
+        token_heads: TokenHeads {
+            sparse: manifest.sparse.is_some(),
+            multi_vector: manifest.multi_vector.as_ref().map(|head| head.dimensions),
+        },
     })
 }
 
@@ -236,6 +242,7 @@ fn footprint_of_length(
             package::Precision::F32 => WeightsFormat::F32,
             package::Precision::F16 => WeightsFormat::F16,
             package::Precision::Int8 => WeightsFormat::Int8,
+            package::Precision::Int4Table => WeightsFormat::Int4Table,
         },
     };
     let spec = ModelSpec { max_sequence_length: length, ..spec(manifest)? };
@@ -316,13 +323,27 @@ pub fn embed_plain(model: &LoadedModel, text: &str) -> Result<Vec<f32>, EngineEr
     model.embedder.embed(&[&tokens.ids])
 }
 
+/// Computes the vector of the self-test of `manifest`, of shape `[dimensions]`: the vector of its
+/// text, or in a reranker the one of the pair of the text with itself.
+///
+/// # Errors
+/// Fails if the model cannot compute it.
+pub fn self_test_vector(manifest: &Manifest, model: &LoadedModel) -> Result<Vec<f32>, EngineError> {
+    let text = &manifest.self_test.text;
+    if manifest.is_reranker() {
+        let pair = model.tokenizer.encode_pair(text, text)?;
+        return model.embedder.embed(&[&pair.ids]);
+    }
+    embed_plain(model, text)
+}
+
 /// Checks that a model computes the vector that its manifest declares. Returns the cosine between
 /// the two vectors.
 ///
 /// # Errors
 /// Fails if the model computes another vector or none.
 pub fn self_test(manifest: &Manifest, model: &LoadedModel) -> Result<f64, LoadError> {
-    let vector = embed_plain(model, &manifest.self_test.text)?;
+    let vector = self_test_vector(manifest, model)?;
     let cosine = cosine(&vector, &manifest.self_test.vector);
     let precision = model.embedder.report().precision;
     if cosine >= min_cosine(precision) {

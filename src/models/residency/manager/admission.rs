@@ -4,9 +4,13 @@
 //! If it does not fit beside the others, models are evicted for it. If that cannot free enough, it
 //! is refused, with numbers. An installation that runs a self-test reserves the memory in the same
 //! way, and gives it back afterwards.
+//!
+//! A load for which an interactive request waits starts before the loads for which only bulk
+//! requests or preloads wait, and gets memory before them.
 
 use std::sync::Arc;
 use std::thread::ThreadId;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -16,6 +20,7 @@ use crate::base::units::{Bytes, milliseconds};
 use crate::engine::{EngineOptions, Footprint, Precision, PrecisionReport};
 use crate::memory::plan;
 use crate::memory::sample::Sample;
+use crate::models::Priority;
 use crate::models::error::{MemoryRefusal, ModelError};
 use crate::models::residency::load;
 use crate::models::residency::model_state::{
@@ -27,6 +32,9 @@ use crate::package::{EntryKey, StoreError};
 use crate::telemetry::events::Event;
 use crate::telemetry::log::Message;
 use crate::telemetry::metrics::FailureType;
+
+/// Time for which a load lets more urgent ones start first: as long as a request waits for a load.
+const MAX_YIELD_TIME: Duration = Duration::from_secs(10);
 
 /// Reason for an admission.
 pub(super) enum LoadReason {
@@ -76,6 +84,7 @@ impl Manager {
             reserve: None,
             is_preload: false,
             is_blocked: false,
+            is_yielding: false,
             claim: Bytes(0),
             was_refused: refused,
         };
@@ -130,7 +139,8 @@ impl Manager {
         let is_tried = admitting.reserve.is_some();
         // Memory that was freed for an earlier request is reserved for it. Otherwise a later
         // request could take it, and the eviction would have been for nothing.
-        let claimed = self.claimed_before(admitting.since);
+        let claimed = self.claimed_ahead_of(admitting);
+        let must_yield = self.must_yield(admitting);
         let footprint = match footprint {
             Ok(footprint) => footprint,
             // The self-test itself will fail with the same error, before it takes memory.
@@ -140,6 +150,9 @@ impl Manager {
                 return self.on_load_failed(key, error, waiting);
             }
         };
+        if must_yield {
+            return self.set_yielding(&key, true);
+        }
         let needed = required_memory(&footprint);
         let headroom = Bytes(self.headroom(&sample).0.saturating_sub(claimed.0));
         let others = self.states.values().filter(|slot| slot.is_in_memory()).count();
@@ -176,14 +189,46 @@ impl Manager {
         }
     }
 
-    /// Returns the memory that was freed, or is being freed, for models that were requested before
-    /// `since`.
-    fn claimed_before(&self, since: Instant) -> Bytes {
-        let claims = self.states.values().filter_map(|slot| match slot {
-            ModelState::Admitting(admitting) if admitting.since < since => Some(admitting.claim.0),
+    /// Returns the memory that was freed, or is being freed, for models that get it before `own`.
+    fn claimed_ahead_of(&self, own: &PendingAdmission) -> Bytes {
+        let ahead = self.admissions().filter(|other| other.is_ahead_of(own));
+        Bytes(ahead.map(|other| other.claim.0).fold(0, u64::saturating_add))
+    }
+
+    /// Returns whether the load of `own` waits until a more urgent one has started. It does not
+    /// wait for longer than [`MAX_YIELD_TIME`] after its request.
+    fn must_yield(&self, own: &PendingAdmission) -> bool {
+        own.priority() == Priority::Bulk
+            && own.since.elapsed() < MAX_YIELD_TIME
+            && self.admissions().any(|other| other.priority() == Priority::Interactive)
+    }
+
+    fn set_yielding(&mut self, key: &EntryKey, is_yielding: bool) {
+        if let Some(ModelState::Admitting(admitting)) = self.states.get_mut(key) {
+            admitting.is_yielding = is_yielding;
+        }
+    }
+
+    /// Repeats the estimates of the loads that need not wait for a more urgent one any more.
+    pub(super) fn resume_yielding(&mut self) {
+        let resumed = self.states.iter().filter_map(|(key, state)| match state {
+            ModelState::Admitting(own) if own.is_yielding && !self.must_yield(own) => {
+                Some((key.clone(), own.options))
+            }
             _ => None,
         });
-        Bytes(claims.fold(0, u64::saturating_add))
+        for (key, options) in Vec::from_iter(resumed) {
+            self.set_yielding(&key, false);
+            self.estimate(key, options);
+        }
+    }
+
+    /// Returns the models that are being admitted.
+    fn admissions(&self) -> impl Iterator<Item = &PendingAdmission> {
+        self.states.values().filter_map(|state| match state {
+            ModelState::Admitting(admitting) => Some(admitting),
+            _ => None,
+        })
     }
 
     /// Grants an installation the right to take the estimated memory of `key` for a self-test.
@@ -339,9 +384,9 @@ impl Manager {
         let at = std::time::Instant::now();
         self.states.insert(key, ModelState::Refused { refusal: Arc::clone(&refusal), at });
         self.publish_overview();
-        for (name, reply) in waiting {
-            let refusal = Arc::clone(&refusal);
-            drop(reply.send(Err(ModelError::MemoryLimit { name, refusal })));
+        for request in waiting {
+            let (name, refusal) = (request.name, Arc::clone(&refusal));
+            drop(request.reply.send(Err(ModelError::MemoryLimit { name, refusal })));
         }
     }
 

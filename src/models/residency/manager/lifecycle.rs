@@ -456,10 +456,11 @@ impl Manager {
         finished.into_iter().for_each(|flush| flush.finish(after.clone()));
     }
 
-    /// Preloads the models that are expected to be used soon, if memory is not short. Nothing is
-    /// evicted for them.
+    /// Preloads the models that are expected to be used soon, if the settings permit it and memory
+    /// is not short. Nothing is evicted for them.
     pub(super) fn preload_expected(&mut self) {
-        if self.parts.readings.borrow().level > PressureLevel::Normal {
+        let is_enabled = self.parts.settings.borrow().memory.preload_expected;
+        if !is_enabled || self.parts.readings.borrow().level > PressureLevel::Normal {
             return;
         }
         for expected in self.parts.usage.predict(PRELOAD_LEAD, SystemTime::now()) {
@@ -490,7 +491,7 @@ impl PendingFlush {
 
 /// Rejects the requests that wait for a removed model.
 fn reject_removed(waiting: super::WaitingLeases) {
-    for (name, reply) in waiting {
-        drop(reply.send(Err(ModelError::Ended(name))));
+    for request in waiting {
+        drop(request.reply.send(Err(ModelError::Ended(request.name))));
     }
 }

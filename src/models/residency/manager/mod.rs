@@ -46,7 +46,7 @@ use crate::memory::sample::Sample;
 use crate::models::catalog::{Catalog, CatalogSource};
 use crate::models::error::{MemoryRefusal, ModelError};
 use crate::models::residency::model_state::{
-    LeaseReply, ModelState, PendingAdmission, ReserveReply, WaitingLeases,
+    LeaseRequest, ModelState, PendingAdmission, ReserveReply, WaitingLeases,
 };
 use crate::models::residency::retention::KeepAliveRequest;
 use crate::models::serving::table::ServingTable;
@@ -97,7 +97,7 @@ pub struct ManagerParts {
 #[derive(Debug)]
 pub(in crate::models) enum Command {
     /// Returns the right to send requests to a model, and loads the model first if need be.
-    Lease { name: String, reply: LeaseReply },
+    Lease(LeaseRequest),
     /// Reserves memory for a model that an installation tests with these options.
     Reserve { key: EntryKey, options: EngineOptions, reply: ReserveReply },
     /// Reports whether a model of this footprint could ever be admitted; nothing else is known of
@@ -285,6 +285,7 @@ impl Manager {
                 Ok(()) = self.parts.settings.changed() => {
                     self.apply_settings();
                     self.load_default();
+                    self.preload_expected();
                 }
                 command = commands.recv() => {
                     let Some(command) = command else { break };
@@ -294,6 +295,8 @@ impl Manager {
                     }
                 }
             }
+            // The load that others waited for may have started, or failed.
+            self.resume_yielding();
             self.publish_overview();
         }
         // Close the channel before waiting for the workers: commands in it fail at once with
@@ -320,8 +323,8 @@ impl Manager {
     fn handle_command(&mut self, command: Command) -> bool {
         // Replies may fail, because a client may have cancelled.
         match command {
-            Command::Lease { name, reply } => {
-                let Some((key, outcome)) = self.lease(name, reply) else { return false };
+            Command::Lease(request) => {
+                let Some((key, outcome)) = self.lease(request) else { return false };
                 self.parts.metrics.count_lease(key.name(), outcome);
                 return outcome != LeaseOutcome::Hit;
             }
@@ -370,19 +373,20 @@ impl Manager {
 
     /// Replies now, or when the model is loaded. Returns the model and the outcome of the lookup;
     /// `None` when there is no such model.
-    fn lease(&mut self, name: String, reply: LeaseReply) -> Option<(EntryKey, LeaseOutcome)> {
+    fn lease(&mut self, request: LeaseRequest) -> Option<(EntryKey, LeaseOutcome)> {
         let now = Instant::now();
-        let key = match self.find(&name) {
+        let key = match self.find(&request.name) {
             Ok(key) => key,
             Err(error) => {
-                drop(reply.send(Err(error)));
+                drop(request.reply.send(Err(error)));
                 return None;
             }
         };
         // Only resident models are shed here. For others, admission refuses with the numbers.
         if self.is_shed(&key) {
             let retry_after = self.parts.settings.borrow().memory.pressure.recovery_time;
-            drop(reply.send(Err(ModelError::Pressure { name, retry_after })));
+            let name = request.name;
+            drop(request.reply.send(Err(ModelError::Pressure { name, retry_after })));
             return Some((key, LeaseOutcome::Rejected));
         }
         let (most_waiting, cooldown) = {
@@ -390,10 +394,11 @@ impl Manager {
             (settings.embedding.queue_size, settings.memory.pressure.reload_cooldown)
         };
         if let Some(ModelState::Resident(resident)) = self.states.get(&key)
-            && let Some(lease) = resident.served().lease(&key, &name, &self.parts.usage, now)
+            && let Some(lease) =
+                resident.served().lease(&key, &request.name, &self.parts.usage, now)
         {
             self.parts.store.count_access(&key);
-            drop(reply.send(Ok(lease)));
+            drop(request.reply.send(Ok(lease)));
             return Some((key, LeaseOutcome::Hit));
         }
         let outcome = match self.states.get_mut(&key) {
@@ -403,54 +408,58 @@ impl Manager {
                 | ModelState::Reserved { waiting, .. },
             ) if waiting.len() >= most_waiting => {
                 // Requests that were cancelled in the meantime free their slots.
-                waiting.retain(|(_, reply)| !reply.is_closed());
+                waiting.retain(|waiting| !waiting.reply.is_closed());
                 if waiting.len() >= most_waiting {
-                    drop(reply.send(Err(self.explain_timeout(name))));
+                    drop(request.reply.send(Err(self.explain_timeout(request.name))));
                     return Some((key, LeaseOutcome::Rejected));
                 }
-                waiting.push((name, reply));
+                waiting.push(request);
                 LeaseOutcome::Miss
             }
             Some(ModelState::Admitting(admitting)) => {
                 // A request waits now, so that other models may be evicted.
                 admitting.is_preload = false;
-                admitting.waiting.push((name, reply));
+                admitting.waiting.push(request);
                 LeaseOutcome::Miss
             }
             Some(ModelState::Loading { waiting, .. } | ModelState::Reserved { waiting, .. }) => {
-                waiting.push((name, reply));
+                waiting.push(request);
                 LeaseOutcome::Miss
             }
             Some(ModelState::Draining(draining)) if !draining.reason.is_eviction() => {
                 // The model was not unloaded for memory: load it again when its worker has ended.
-                draining.waiting.push((name, reply));
+                draining.waiting.push(request);
                 LeaseOutcome::Miss
             }
             Some(ModelState::Draining(_)) => {
-                drop(reply.send(Err(ModelError::Evicted { name, retry_after: cooldown })));
+                let name = request.name;
+                drop(request.reply.send(Err(ModelError::Evicted { name, retry_after: cooldown })));
                 LeaseOutcome::Rejected
             }
             Some(ModelState::CoolingDown { since }) if now < *since + cooldown => {
                 let retry_after = (*since + cooldown).duration_since(now);
-                drop(reply.send(Err(ModelError::Evicted { name, retry_after })));
+                let name = request.name;
+                drop(request.reply.send(Err(ModelError::Evicted { name, retry_after })));
                 LeaseOutcome::Rejected
             }
             // Memory was not sampled again since the refusal, so the decision would be the same.
             Some(ModelState::Refused { refusal, at }) if *at >= self.parts.readings.borrow().at => {
                 let refusal = Arc::clone(refusal);
-                drop(reply.send(Err(ModelError::MemoryLimit { name, refusal })));
+                let name = request.name;
+                drop(request.reply.send(Err(ModelError::MemoryLimit { name, refusal })));
                 LeaseOutcome::Rejected
             }
             Some(ModelState::Failed { until, error }) if now < *until => {
                 let retry_after = until.duration_since(now);
                 let source = Arc::clone(error);
-                drop(reply.send(Err(ModelError::Failed { name, retry_after, source })));
+                let name = request.name;
+                drop(request.reply.send(Err(ModelError::Failed { name, retry_after, source })));
                 LeaseOutcome::Rejected
             }
             // The model is absent, its waiting time after an eviction or failure is over, or its
             // worker died.
             _ => {
-                self.admit(key.clone(), LoadReason::Request(vec![(name, reply)]));
+                self.admit(key.clone(), LoadReason::Request(vec![request]));
                 LeaseOutcome::Miss
             }
         };
@@ -480,9 +489,9 @@ impl Manager {
 
     /// Replies to the requests that waited for a model in the same way as to new ones.
     fn answer_waiting(&mut self, waiting: WaitingLeases) {
-        for (name, reply) in waiting {
+        for request in waiting {
             // The metrics counted it when it arrived.
-            self.lease(name, reply);
+            self.lease(request);
         }
     }
 

@@ -312,7 +312,9 @@ impl Manager {
     /// Returns the models in memory or loading, as the plan sees them.
     pub(super) fn loaded_models(&self) -> Vec<plan::LoadedModel<EntryKey>> {
         let now = Instant::now();
-        self.states.iter().filter_map(|(key, state)| self.loaded_model(key, state, now)).collect()
+        let named = self.catalog().models_with_dependents();
+        let model = |(key, state)| self.loaded_model(key, state, now, named.contains(key));
+        self.states.iter().filter_map(model).collect()
     }
 
     fn loaded_model(
@@ -320,6 +322,7 @@ impl Manager {
         key: &EntryKey,
         state: &ModelState,
         now: Instant,
+        has_dependents: bool,
     ) -> Option<plan::LoadedModel<EntryKey>> {
         let (pinned, fallback) = (self.is_pinned(key), self.is_fallback(key));
         let priority = self.model_settings(key).memory_priority;
@@ -335,6 +338,7 @@ impl Manager {
             is_busy: busy,
             is_loading: loading,
             is_fallback: fallback,
+            has_dependents,
             priority,
             uses_per_hour,
             reload_cost,

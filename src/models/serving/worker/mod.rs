@@ -161,6 +161,7 @@ pub(in crate::models) fn spawn(
                     drop(announce.send(Ok(ready)));
                     let worker = ModelServer {
                         embedder,
+                        name: key.name(),
                         tokens: &pass_tokens,
                         pass_tracker: &pulse,
                         metrics: &metrics,
@@ -176,6 +177,8 @@ pub(in crate::models) fn spawn(
 /// A model that serves requests.
 struct ModelServer<'a> {
     embedder: Box<dyn Embedder>,
+    /// Name of the model in metrics, as `id@version`.
+    name: &'a str,
     /// Most tokens of a pass.
     tokens: &'a AtomicUsize,
     pass_tracker: &'a PassTracker,
@@ -257,21 +260,21 @@ impl ModelServer<'_> {
         self.metrics.count_batch(texts.len(), tokens);
         // A batch has one kind of output.
         let output = batch.first().map_or(Output::Vector, |turn| turn.job.output);
-        // Token states have one row for each token, vectors one row for each text.
-        let rows = if output == Output::TokenStates { tokens } else { texts.len() };
+        let rows = if output.is_per_token() { tokens } else { texts.len() };
         let outcome = self.pass_tracker.track(tokens, || self.embedder.compute(&texts, output));
         let took = began.elapsed();
         // At most one request of a batch is unfinished: the one that is alone in it.
         let mut unfinished = None;
         match outcome {
             Ok(vectors) => {
+                self.metrics.count_tokens(self.name, tokens);
                 let width = vectors.len() / rows.max(1);
                 let mut rest = vectors.as_slice();
                 for (mut turn, part) in batch.into_iter().zip(parts) {
                     // `drain` removes the computed texts, so that the rest is in place for the next
                     // pass.
                     let done: usize = turn.job.texts.drain(..part).map(|text| text.len()).sum();
-                    let own_rows = if output == Output::TokenStates { done } else { part };
+                    let own_rows = if output.is_per_token() { done } else { part };
                     let (own, others) = rest.split_at(own_rows * width);
                     rest = others;
                     turn.job.vectors.extend_from_slice(own);

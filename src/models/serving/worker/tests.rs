@@ -77,7 +77,8 @@ const LIMITS: QueueLimits =
 fn serve(model: impl Embedder + 'static, queue: QueueReceiver, budget: usize) {
     let (tokens, metrics) = (AtomicUsize::new(budget), Metrics::new(&[]));
     let (embedder, pulse): (Box<dyn Embedder>, _) = (Box::new(model), PassTracker::default());
-    ModelServer { embedder, tokens: &tokens, pass_tracker: &pulse, metrics: &metrics }.serve(queue);
+    let (tokens, pass_tracker, metrics) = (&tokens, &pulse, &metrics);
+    ModelServer { embedder, name: "m@1", tokens, pass_tracker, metrics }.serve(queue);
 }
 
 type Vectors = Result<Vec<f32>, String>;
