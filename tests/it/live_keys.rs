@@ -485,7 +485,7 @@ const QUEUE: Group = Group {
             change(daemon, "embedding.queue_tokens", json!(1_048_576));
         }),
         ("embedding.max_batch_wait_ms", |daemon| {
-            let long = Duration::from_millis(300);
+            let long = Duration::from_millis(400);
             daemon.until("an answer at once", || (gathering_time(daemon) < long).then_some(()));
             change(daemon, "embedding.max_batch_wait_ms", json!(1000));
             daemon.until("a gathered batch", || (gathering_time(daemon) >= long).then_some(()));
