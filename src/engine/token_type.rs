@@ -1,5 +1,5 @@
-//! Token types: the number that tells an encoder whether a token belongs to the first or to the
-//! second text of a pair.
+//! Token types: the number by which an encoder separates the tokens of the first text of a pair from
+//! those of the second.
 //!
 //! A type is 0 or 1, and the highest bit of a token id holds it. So a pair is a list of ids like a
 //! text, and passes through the same queue, batches and limits. Ids without the bit have type 0,
