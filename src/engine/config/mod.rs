@@ -11,6 +11,7 @@
 //! every position that a text can reach exists.
 
 mod bert;
+mod checks;
 mod deberta;
 mod decoder;
 mod embedding_gemma2;
@@ -20,12 +21,14 @@ mod rotary_bert;
 #[cfg(test)]
 pub(super) mod tests;
 
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
-
-use super::quote::{escape, quote};
+use super::quote::quote;
 use super::spec::Family;
 use super::{EngineError, ModelSpec};
+use checks::{
+    check_at_most, check_layer_count, check_positions, check_sizes, head_width, mismatch,
+    score_scale,
+};
+pub(super) use checks::{check_lengths, check_not_zero, parse, positive};
 
 /// Name of the file in messages.
 const FILE: &str = "config.json";
@@ -260,97 +263,6 @@ pub(super) struct ExpertsConfig {
     pub(super) used: usize,
 }
 
-fn mismatch(what: impl std::fmt::Display) -> EngineError {
-    EngineError::Mismatch(format!("{FILE}: {what}"))
-}
-
-/// Parses the JSON in `bytes` and checks that its `model_type` is one of the architecture of
-/// `spec`.
-///
-/// # Errors
-/// Returns an error if the JSON is malformed or describes another architecture. The message names
-/// the field.
-pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8], spec: &ModelSpec) -> Result<T, EngineError> {
-    #[derive(Deserialize)]
-    struct Kind {
-        model_type: String,
-    }
-    let kind: Kind = parse_json(bytes)?;
-    let architecture = spec.architecture;
-    if kind.model_type != architecture.name()
-        && Some(&*kind.model_type) != architecture.second_model_type()
-    {
-        return Err(mismatch(format!(
-            "model_type is {}, but the manifest has the architecture \"{}\"",
-            quote(&kind.model_type),
-            architecture
-        )));
-    }
-    parse_json(bytes)
-}
-
-fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, EngineError> {
-    let unreadable = |message: String| EngineError::File {
-        file: FILE.to_owned(),
-        source: escape(message).into(),
-    };
-    let mut json = serde_json::Deserializer::from_slice(bytes);
-    // The error of a missing field has no path, and its message has the name of the field.
-    let value =
-        serde_path_to_error::deserialize(&mut json).map_err(|e| unreadable(e.to_string()))?;
-    json.end().map_err(|error| unreadable(error.to_string()))?;
-    Ok(value)
-}
-
-/// Checks that each of `sizes`, given with its name, is greater than zero.
-pub(super) fn check_not_zero(sizes: &[(&str, usize)]) -> Result<(), EngineError> {
-    match sizes.iter().find(|size| size.1 == 0) {
-        Some((name, _)) => Err(mismatch(format!("{name} is 0"))),
-        None => Ok(()),
-    }
-}
-
-/// Checks that each of `sizes`, given with its name, is from 1 to [`MAX_SIZE`].
-fn check_sizes(sizes: &[(&str, usize)]) -> Result<(), EngineError> {
-    check_not_zero(sizes)?;
-    sizes.iter().try_for_each(|&(name, size)| check_at_most(name, size, MAX_SIZE))
-}
-
-fn check_at_most(name: &str, size: usize, most: usize) -> Result<(), EngineError> {
-    if size <= most {
-        return Ok(());
-    }
-    Err(mismatch(format!("{name} is {size}, above the limit {most}")))
-}
-
-/// Returns `value` if it is finite and above 0, also in f32.
-pub(super) fn positive(name: &str, value: f64) -> Result<f64, EngineError> {
-    #[expect(clippy::cast_possible_truncation, reason = "the engine computes in f32")]
-    let rounded = value as f32;
-    if rounded.is_finite() && rounded > 0.0 {
-        return Ok(value);
-    }
-    Err(mismatch(format!("{name} is {value}, expected above 0 and in the range of f32")))
-}
-
-/// Returns the width of a head: `hidden_size` divided by the number of heads, which must divide it
-/// and must not be 0.
-fn head_width(hidden_size: usize, heads: usize) -> Result<usize, EngineError> {
-    if hidden_size.is_multiple_of(heads) {
-        return Ok(hidden_size / heads);
-    }
-    Err(mismatch(format!(
-        "hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}"
-    )))
-}
-
-/// Returns the usual factor of the scores: one divided by the square root of the width of a head.
-fn score_scale(head: usize) -> f32 {
-    #[expect(clippy::cast_precision_loss, reason = "at most MAX_SIZE, which f32 represents")]
-    let width = head as f32;
-    1.0 / width.sqrt()
-}
-
 /// Returns `count` layers, each from its number.
 fn layers(
     count: usize,
@@ -358,44 +270,6 @@ fn layers(
 ) -> Result<Vec<LayerConfig>, EngineError> {
     check_layer_count(count)?;
     (0..count).map(layer).collect()
-}
-
-fn check_layer_count(count: usize) -> Result<(), EngineError> {
-    check_not_zero(&[("num_hidden_layers", count)])?;
-    check_at_most("num_hidden_layers", count, MAX_LAYERS)
-}
-
-/// Checks that `positions`, which come from `field`, suffice for the longest text of `spec`.
-fn check_positions(spec: &ModelSpec, field: &str, positions: usize) -> Result<(), EngineError> {
-    if spec.max_sequence_length <= positions {
-        return Ok(());
-    }
-    Err(mismatch(format!(
-        "{field} allows {positions} positions, fewer than max_sequence_length {}",
-        spec.max_sequence_length
-    )))
-}
-
-/// Checks that the steps of `spec` after the encoder fit together, given token vectors of length
-/// `hidden_size`.
-pub(super) fn check_lengths(spec: &ModelSpec, hidden_size: usize) -> Result<(), EngineError> {
-    let mut length = hidden_size;
-    for (index, dense) in spec.dense.iter().enumerate() {
-        if dense.in_features != length {
-            return Err(EngineError::Mismatch(format!(
-                "dense layer {index} takes vectors of length {}, and gets {length}",
-                dense.in_features
-            )));
-        }
-        length = dense.out_features;
-    }
-    if spec.dimensions != length {
-        return Err(EngineError::Mismatch(format!(
-            "the vectors have {length} dimensions, but the manifest has {}",
-            spec.dimensions
-        )));
-    }
-    Ok(())
 }
 
 impl EncoderConfig {

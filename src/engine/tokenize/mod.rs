@@ -18,6 +18,7 @@ mod file;
 #[cfg(test)]
 mod hostile;
 mod memory;
+mod merges;
 mod model;
 mod pair;
 mod parts;

@@ -8,6 +8,7 @@ use proptest::sample::Index;
 use safetensors::Dtype;
 
 use super::*;
+use crate::engine::linear::OperandFormat;
 use crate::engine::linear::panel::tests::{Output, output};
 use crate::engine::simd::Int8RowFormat;
 use crate::engine::tensor_names::RequiredTensor;
